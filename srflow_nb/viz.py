@@ -145,28 +145,30 @@ class Html:
         page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>{self.html}</html>'
         with atomic_write(path) as f: f.write(page.encode())
 
-# %% ../nbs/01_viz.ipynb #bd48177f
-_ROW = 'display:flex;flex-wrap:wrap;gap:8px;align-items:flex-start;font:12px/1.4 system-ui,sans-serif;color:inherit'
+# %% ../nbs/01_viz.ipynb #eff8fc14
+_ROW = 'display:flex;flex-wrap:wrap;gap:8px;margin-bottom:6px;align-items:flex-start;font:12px/1.4 system-ui,sans-serif;color:inherit'
 def _panel(img, caption='', width=None):
     size = f'max-width:{width}px;' if width else ''
     cap = f'<figcaption style="margin-top:3px;overflow-wrap:anywhere">{html.escape(str(caption))}</figcaption>' if caption else ''
     return f'<figure style="margin:0;{size}">{img}{cap}</figure>'
 
-# %% ../nbs/01_viz.ipynb #a3a1ea08
+# %% ../nbs/01_viz.ipynb #1a778222
 def show_images(
     images,              # a list of pictures, or a dict caption -> picture
     titles=None,         # captions
     cols: int|None=None, # pictures in a row; as many as fit if None
     width: int=200,      # of each picture [px]
     quality: int=85,     # WebP quality
+    legend: str='',      # HTML after the last picture, e.g. `wheel_html(2.) + colorbar_html(1.)`
 ) -> Html:               # shown by Jupyter
     "Pictures side by side with captions."
     if isinstance(images, dict): images, titles = list(images.values()), titles or list(images)
     titles = list(titles or [''] * len(images))
     if len(titles) != len(images): raise InputError(f"titles: {len(titles)} given for {len(images)} images")
     panels = [_panel(image_html(i, width, quality=quality, alt=str(t)), t, width) for i, t in zip(images, titles)]
-    limit = f';max-width:{cols * (width + 8)}px' if cols else ''
-    return Html(f'<div style="{_ROW}{limit}">{"".join(panels)}</div>')
+    rows = [''.join(panels[i:i+(cols or len(panels))]) for i in range(0, len(panels), cols or len(panels))]
+    if legend: rows[-1] += f'<div style="display:flex;flex-direction:column;gap:10px">{legend}</div>'
+    return Html(''.join(f'<div style="{_ROW}">{r}</div>' for r in rows))
 
 # %% ../nbs/01_viz.ipynb #6e0d3e28
 def error_map(
@@ -212,7 +214,7 @@ def colorbar_html(
     ends = f'<div style="display:flex;flex-direction:column;justify-content:space-between"><span>{vmax:.3g} {unit}</span><span>0</span></div>'
     return f'<div style="display:flex;gap:4px;height:{height}px">{bar}{ends}</div>'
 
-# %% ../nbs/01_viz.ipynb #22082965
+# %% ../nbs/01_viz.ipynb #bd0caee1
 def show_flow(
     frame,                   # first frame, (3,H,W) in [0,1]; or None
     pred,                    # estimated flow (2,H,W) [px]; or None
@@ -223,7 +225,7 @@ def show_flow(
     gamma: float=1.,         # below 1: small motion becomes visible
     vmax: float|None=None,   # top of the error scale [px]
     titles=None,             # captions of the panels, in their order
-    width: int=200,          # of each panel [px]
+    width: int=160,          # of each panel [px]
 ) -> Html:                   # shown by Jupyter; `str()` of it goes into a report
     "Frame, estimated flow, true flow and error, with one wheel and one scale."
     radius = radius or flow_radius(*[f for f in (true if true is not None else pred,) if f is not None])
@@ -234,8 +236,7 @@ def show_flow(
     if error is not None:
         vmax = vmax or error_vmax(error)
         panels['error'] = error_map(error, vmax); side += colorbar_html(vmax)
-    row = show_images(list(panels.values()), _titles(titles, panels), width=width).html
-    return Html(f'<div style="{_ROW}">{row}<div style="display:flex;flex-direction:column;gap:10px">{side}</div></div>')
+    return show_images(list(panels.values()), _titles(titles, panels), width=width, legend=side)
 
 # %% ../nbs/01_viz.ipynb #1fce8fde
 def _titles(titles, panels):
@@ -243,7 +244,7 @@ def _titles(titles, panels):
     if len(titles) > len(panels): raise InputError(f"titles: {len(titles)} given for {len(panels)} panels ({', '.join(panels)})")
     return [*titles, *list(panels)[len(titles):]]
 
-# %% ../nbs/01_viz.ipynb #49b47558
+# %% ../nbs/01_viz.ipynb #3d37fe44
 def add_wheel(
     picture: UInt8[np.ndarray, "H W 3"],  # a flow picture
     radius: float,                        # its radius [px]
@@ -256,7 +257,7 @@ def add_wheel(
     c = np.hypot(*np.meshgrid(*[(np.arange(n) + .5) / n * 2 - 1]*2))[..., None]
     corner = out[h-n:, w-n:]
     corner[:] = np.where(c <= 1, np.where(c > 1 - 3/n, 90, flow_wheel(n, gamma)), corner)
-    text, scale = f'{radius:.3g} px', max(n / 130, .3)
+    text, scale = f'{radius:.3g} px', max(n / 100, .4)
     (tw, th), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
     at = (max(w - n - tw - 4, 0), h - 4)
     for color, thick in ((255, 3), (0, 1)): cv2.putText(out, text, at, cv2.FONT_HERSHEY_SIMPLEX, scale, (color,)*3, thick, cv2.LINE_AA)
