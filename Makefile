@@ -5,13 +5,14 @@ BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
 WORKERS ?= 2
 CODE    := srflow_nb tests tools benchmarks
+CHECKS  := style library docs notebooks tests
 
 # Waiting threads sleep instead of spinning: two processes share two cores without slowing each other down.
 export OMP_WAIT_POLICY ?= passive
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lab docs readme export browser clean check-library check-notebooks check-docs check-style check-tests
+.PHONY: help setup demo test lab docs readme export browser clean $(addprefix check-,$(CHECKS))
 
 help:           ## print this list
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -20,7 +21,8 @@ demo: $(STAMP)  ## run the whole chain in minutes and write demo/report.html
 	@$(BIN)/srflow demo --out demo --preset quick
 	@echo "demo: done. Open demo/report.html"
 
-test: check-library check-notebooks check-docs check-style check-tests ## check everything that CI checks
+test: $(STAMP)  ## check everything that CI checks
+	@for check in $(CHECKS); do $(MAKE) --no-print-directory check-$$check || exit 1; done
 	@echo "make test: everything passed"
 
 lab: $(STAMP)   ## open the course in JupyterLab
@@ -53,23 +55,28 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "error: $(PYTHON) comes without venv; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	@echo "setup: installing into $(VENV) (about two minutes)"
 	@rm -f $@
-	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
+check-style: $(STAMP)
+	@echo "== style"
+	@$(BIN)/ruff check $(CODE)
+
 check-library: $(STAMP)
-	@echo "== the library is what the notebooks export" && $(BIN)/python tools/check_library.py
+	@echo "== the library is what the notebooks export"
+	@$(BIN)/python tools/check_library.py
+
+check-docs: $(STAMP)
+	@echo "== the documentation's own processing"
+	@$(BIN)/python tools/build_docs.py --process-only --workers $(WORKERS)
 
 # Two notebooks at a time, one thread each.
-check-notebooks: check-library
-	@echo "== every notebook runs" && OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(WORKERS) --timing
+check-notebooks: $(STAMP)
+	@echo "== every notebook runs"
+	@OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers $(WORKERS) --timing
 	@echo "notebooks: every cell ran and every check held"
 
-check-docs: check-notebooks
-	@echo "== the documentation's own processing" && $(BIN)/python tools/build_docs.py --process-only --workers $(WORKERS)
-
-check-style: check-docs
-	@echo "== style" && $(BIN)/ruff check $(CODE)
-
-check-tests: check-style
-	@echo "== tests" && $(BIN)/python -m pytest -q
+check-tests: $(STAMP)
+	@echo "== tests"
+	@$(BIN)/python -m pytest -q

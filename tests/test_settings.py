@@ -1,5 +1,6 @@
 """settings.ini says what pyproject.toml says, and the package says the same."""
-import configparser
+import ast, configparser, json, re, sys
+from importlib.metadata import packages_distributions
 
 import pytest
 
@@ -51,6 +52,45 @@ def test_every_dependency_gives_its_reason(root):
     block = text[text.index('dependencies = ['):text.index('[project.scripts]')]
     bad = [line.strip() for line in block.splitlines() if line.startswith('    "') and '#' not in line]
     assert not bad, f"pyproject.toml: dependencies without a one-line reason: {bad}"
+
+
+def imported(src):
+    "Top names of every package that a source imports, wherever it does."
+    src = re.sub(r'^\s*[%!].*$', '', src, flags=re.M)
+    for n in ast.walk(ast.parse(src)):
+        if isinstance(n, ast.Import): yield from (a.name.split('.')[0] for a in n.names)
+        elif isinstance(n, ast.ImportFrom) and not n.level: yield n.module.split('.')[0]
+
+
+def normal(name): return re.split(r'[<>=\[; ]', name)[0].lower().replace('_', '-')
+
+
+@pytest.fixture(scope='module')
+def imports(root):
+    "Packages that the library imports, and those that any notebook imports."
+    library = {m for p in (root/'srflow_nb').glob('*.py') for m in imported(p.read_text(encoding='utf-8'))}
+    cells = [''.join(c['source']) for p in root.glob('nbs/*.ipynb') for c in json.loads(p.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
+    return library, library | {m for c in cells for m in imported(c)}
+
+
+def distributions(modules):
+    "Names of the installed distributions that provide these modules."
+    have = packages_distributions()
+    return {normal(d) for m in modules for d in have.get(m, [])}
+
+
+def test_every_import_of_the_library_is_declared(toml, imports):
+    own, declared = set(sys.stdlib_module_names) | {'srflow_nb'}, {normal(d) for d in toml['project']['dependencies']}
+    extras = {normal(d) for e in toml['project']['optional-dependencies'].values() for d in e} | {'distributed'}
+    bad = [m for m in imports[0] - own if not distributions({m}) & (declared | extras)]
+    assert not bad, f"srflow_nb imports what pyproject.toml does not declare: {sorted(bad)}"
+
+
+def test_every_dependency_is_used(toml, imports):
+    implicit = {'packaging', 'anywidget'}  # gsplat needs the first, plotly's FigureWidget the second; neither declares it
+    used = distributions(imports[1]) | implicit | ({'openpyxl'} if 'pandas' in imports[0] else set())
+    bad = [d for d in toml['project']['dependencies'] if normal(d) not in used]
+    assert not bad, f"pyproject.toml declares what neither the library nor a notebook imports: {bad}"
 
 
 def test_an_old_nbdev_would_not_be_fooled(root):

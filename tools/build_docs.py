@@ -2,8 +2,11 @@
 
     python tools/build_docs.py [--process-only] [--workers N]
 """
-import argparse, json, shutil, subprocess, sys
+import argparse, json, os, shutil, subprocess, sys
 from pathlib import Path
+
+# nbdev tells the reader of a log that an import cell also sets an option; ours do so on purpose.
+os.environ['PYTHONWARNINGS'] = 'ignore:Found cells containing imports:UserWarning'
 
 import yaml
 from nbdev.quarto import refresh_quarto_yml
