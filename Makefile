@@ -41,7 +41,7 @@ setup: $(STAMP) ## make .venv with everything that the other targets need
 	@echo "setup: .venv is ready"
 
 browser:        ## install Chromium (Debian, Ubuntu) for the tests that look at rendered pages
-	@command -v chromium chromium-browser google-chrome || { apt-get update -qq && apt-get install -y -qq chromium; }
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || { apt-get update -qq && apt-get install -y -qq chromium; }
 
 clean:          ## remove what was built: .venv, demo, documentation, caches
 	@rm -rf $(VENV) demo _docs _proc nbs/nbdev.yml nbs/assets build dist *.egg-info .pytest_cache .ruff_cache .cache

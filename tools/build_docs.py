@@ -13,7 +13,7 @@ from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
 
 ROOT = Path(__file__).resolve().parent.parent
-PLOTLY_TAG = 'plotly.min.js'
+PLOTLY = 'plotly.min.js'
 
 
 def notebooks() -> list[Path]:  # every page of the documentation
@@ -31,14 +31,16 @@ def sidebar_problems() -> list[str]:  # one line for each page that is missing o
     return res + [f"_quarto.yml: the sidebar lists {n} twice" for n in set(listed) if listed.count(n) > 1]
 
 
-def put_plotly() -> bool:  # whether a page needs it
-    "Copy plotly's script out of the installed package, so that pages work without a network."
-    dst = ROOT/'nbs/assets'/PLOTLY_TAG
-    if not any('Plotly.newPlot' in p.read_text(encoding='utf-8') for p in notebooks()): return False
+def put_plotly() -> list[str]:  # a line when pages need it and do not load it
+    "Copy plotly's script out of the installed package where a page draws with it, so that it works without a network."
+    if not any('Plotly.newPlot' in p.read_text(encoding='utf-8') for p in notebooks()): return []
     import plotly
+    dst = ROOT/'nbs/assets'/PLOTLY
     dst.parent.mkdir(exist_ok=True)
-    shutil.copy(Path(plotly.__file__).parent/'package_data'/PLOTLY_TAG, dst)
-    return True
+    shutil.copy(Path(plotly.__file__).parent/'package_data'/PLOTLY, dst)
+    loaded = f'assets/{PLOTLY}"></script>' in (ROOT/'_quarto.yml').read_text(encoding='utf-8')
+    tag = f"""include-in-header: {{text: '<script src="assets/{PLOTLY}"></script>'}}"""
+    return [] if loaded else [f"_quarto.yml: pages draw with plotly; put under format: html: {tag}"]
 
 
 def process(
@@ -62,8 +64,7 @@ def main():
     arg.add_argument('--process-only', action='store_true', help="check the processing; write no HTML")
     arg.add_argument('--workers', type=int, default=2, help="processes")
     args = arg.parse_args()
-    put_plotly()
-    bad = sidebar_problems() + process(args.workers)
+    bad = put_plotly() + sidebar_problems() + process(args.workers)
     if bad: sys.exit('\n'.join([*bad, f"docs: {len(bad)} problem(s)"]))
     print(f"docs: {len(notebooks())} pages processed into _proc/")
     if args.process_only: return
