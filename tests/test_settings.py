@@ -87,8 +87,8 @@ def test_every_import_of_the_library_is_declared(toml, imports):
 
 
 def test_every_dependency_is_used(toml, imports):
-    implicit = {'packaging', 'anywidget'}  # gsplat needs the first, plotly's FigureWidget the second; neither declares it
-    used = distributions(imports[1]) | implicit | ({'openpyxl'} if 'pandas' in imports[0] else set())
+    brings = {'gsplat': 'packaging', 'plotly': 'anywidget', 'pandas': 'openpyxl'}  # what these need and do not declare
+    used = distributions(imports[1]) | {v for k, v in brings.items() if k in imports[1]}
     bad = [d for d in toml['project']['dependencies'] if normal(d) not in used]
     assert not bad, f"pyproject.toml declares what neither the library nor a notebook imports: {bad}"
 
