@@ -23,6 +23,7 @@ STEP = 1e-5                             # m: what one unit of a stored int16 is 
 EYE_DEPTH = .07                         # m: the eyes' centres lie this far in front of the origin
 # The neck is cut by a plane through this point of the template with this normal (m; lower in front than at the nape).
 CUT_POINT, CUT_NORMAL = np.array([0, -.156, .04]), np.array([0, 1., .42])/np.hypot(1, .42)
+NOSTRIL = .35                           # share of the nostrils' depth that is kept
 # Height of the hairline (m) by azimuth from the face's middle (degrees): forehead, temple, sideburn, behind the ear, nape.
 HAIRLINE = np.array([[0, .083], [25, .079], [42, .060], [60, .048], [74, .010], [88, -.015], [112, -.03], [125, -.055], [150, -.085], [180, -.09]])
 
@@ -209,8 +210,6 @@ def main():
     uv = np.concatenate([uv, np.zeros((len(cap), 3, 2))])
     def carry(x): return np.array([np.asarray(w)@x[np.asarray(i)] for i, w in rows])      # source vertices -> ours
     vertices = metres(carry(template))
-    units = {k: carry(d)*.1 for k, d in units.items()}; targets = {k: carry(d)*.1 for k, d in targets.items()}
-    targets = {k: d for k, d in targets.items() if abs(d).max() > 2e-4}                    # the rest moves nothing of a head
 
     # Soft masks per vertex.
     count = np.zeros(len(vertices)); np.add.at(count, faces, 1); body = (group == 'body')
@@ -218,6 +217,18 @@ def main():
         m = np.zeros(len(vertices)); k = np.zeros(len(vertices)); values = sample_mask(data/f'mpfb2/textures/mpfb_{name}.jpg', uv[body].reshape(-1, 2))
         np.add.at(m, faces[body].ravel(), values); np.add.at(k, faces[body].ravel(), 1.); return m/np.maximum(k, 1)
     masks = {'lips': mask('lips'), 'mouth': mask('inside-mouth'), 'eyelids': mask('eyelids'), 'ears': mask('ears')}
+
+    # Some nose targets would push the nostrils' long inner bags through the skin: make them shallow cups that follow the rim.
+    bag = (masks['mouth'] > .5) & (vertices[:, 1] > -.052) & (vertices[:, 2] > .06)
+    for side in (1, -1):
+        inside = bag & (vertices[:, 0]*side > 0); touching = np.unique(faces[inside[faces].any(1)]); rim = touching[~inside[touching]]
+        ids, ws = np.concatenate([rows[v][0] for v in rim]), np.concatenate([np.array(rows[v][1])/len(rim) for v in rim])
+        for v in np.flatnonzero(inside): rows[v] = (np.concatenate([rows[v][0], ids]), np.concatenate([np.array(rows[v][1])*NOSTRIL, ws*(1-NOSTRIL)]))
+    vertices = metres(carry(template))
+    units = {k: carry(d)*.1 for k, d in units.items()}; targets = {k: carry(d)*.1 for k, d in targets.items()}
+    targets = {k: d for k, d in targets.items() if abs(d).max() > 2e-4}                    # the rest moves nothing of a head
+
+
     skin = np.zeros(len(vertices), bool); skin[faces[body]] = True
     azimuth = np.degrees(np.arctan2(abs(vertices[:, 0]), vertices[:, 2]))
     above = vertices[:, 1]-np.interp(azimuth, *HAIRLINE.T)
