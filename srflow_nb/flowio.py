@@ -6,8 +6,8 @@
 __all__ = ['FLO_MAGIC', 'FLO_UNKNOWN', 'DEFLATE_MAX', 'FLOW_FORMATS', 'IMAGE_SUFFIXES', 'read_flow', 'write_flow', 'read_image',
            'write_image']
 
-# %% ../nbs/10_flowio.ipynb #94bbac66
-import io, re, struct, zlib
+# %% ../nbs/10_flowio.ipynb #a2bb4c19
+import io, re, struct, warnings, zlib
 from pathlib import Path
 
 import cv2, h5py, torch
@@ -99,9 +99,9 @@ def _decode(path, data, flags):
     if a is None: raise InputError(f"{path}: the picture in this file is damaged or truncated")
     return a
 
-# %% ../nbs/10_flowio.ipynb #c818bb6b
+# %% ../nbs/10_flowio.ipynb #e89acdd2
 def _kitti_bytes(path, f):
-    p = np.round(f * 64 + 2**15)
+    p = np.round(f.astype(np.float64) * 64 + 2**15)  # float32 would round a second time
     if np.nanmin(p, initial=0) < 0 or np.nanmax(p, initial=0) > 2**16 - 1:
         raise InputError(f"{path}: flow up to {np.nanmax(np.abs(f)):.1f} px; a KITTI PNG holds -512 to 511.98 px, so write .flo or .flo5")
     valid = ~np.isnan(f[..., :1])
@@ -187,11 +187,13 @@ def write_flow(
 # %% ../nbs/10_flowio.ipynb #352bde65
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp')
 
-# %% ../nbs/10_flowio.ipynb #f1adb093
+# %% ../nbs/10_flowio.ipynb #ff1dd4f0
 def _check_picture(path, data, max_pixels):
     if data[:8] == b'\x89PNG\r\n\x1a\n': _png_header(path, data)
     try:
-        with Image.open(io.BytesIO(data), formats=['PNG', 'JPEG', 'WEBP', 'BMP']) as im: w, h = im.size
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', Image.DecompressionBombWarning)   # our own limit speaks below
+            with Image.open(io.BytesIO(data), formats=['PNG', 'JPEG', 'WEBP', 'BMP']) as im: w, h = im.size
     except Image.DecompressionBombError: raise InputError(f"{path}: the picture has too many pixels; at most {max_pixels/1e6:.0f} million are read") from None
     except Exception: raise InputError(f"{path}: not a picture that can be read; expected one of {', '.join(IMAGE_SUFFIXES)}") from None
     if w * h > max_pixels: raise InputError(f"{path}: {w} x {h} pixels; at most {max_pixels/1e6:.0f} million are read")

@@ -20,14 +20,14 @@ from .core import InputError, atomic_write
 # %% ../nbs/01_viz.ipynb #87a01229
 def _array(x): return x.detach().float().cpu().numpy() if torch.is_tensor(x) and x.is_floating_point() else np.asarray(x.cpu() if torch.is_tensor(x) else x)
 
-# %% ../nbs/01_viz.ipynb #f7e344c5
+# %% ../nbs/01_viz.ipynb #f3688548
 def to_uint8(
     image,  # (3,H,W), (1,H,W), (H,W,3) or (H,W): floats in [0,1], bytes or bools; torch or numpy; a batch of one is fine
 ) -> UInt8[np.ndarray, "H W 3"]:  # RGB bytes; NaN becomes mid grey
     "Turn whatever holds a picture into RGB bytes; raises `InputError` when it does not hold one."
     a = _array(image)
     if a.ndim == 4 and len(a) == 1: a = a[0]
-    channels_last = a.ndim == 3 and a.shape[-1] in (3, 4) and (a.dtype == np.uint8 or a.shape[0] not in (1, 3, 4))
+    channels_last = a.ndim == 3 and a.shape[-1] in (3, 4) and (a.dtype == np.uint8 or a.shape[0] not in (1, 3))
     if a.ndim == 3 and not channels_last: a = np.moveaxis(a, 0, -1)
     if a.ndim == 2: a = a[..., None]
     if a.ndim != 3 or a.shape[-1] not in (1, 3, 4) or 0 in a.shape:
@@ -70,18 +70,20 @@ def flow_radius(
 # %% ../nbs/01_viz.ipynb #fb4e9d0a
 UNKNOWN = 128  # grey level of pixels whose value is not known
 
-# %% ../nbs/01_viz.ipynb #29862d5e
+# %% ../nbs/01_viz.ipynb #82565951
 def flow_to_rgb(
     flow: Float[torch.Tensor, "2 H W"],  # flow [px], u right and v down; NaN where unknown; torch or numpy
     radius: float|None=None,             # length shown fully saturated [px]; `flow_radius(flow)` if None
     gamma: float=1.,                     # below 1: small motion becomes visible
 ) -> UInt8[np.ndarray, "H W 3"]:         # RGB bytes: white = still, dark = beyond the radius, grey = unknown
     "Paint flow: hue is the direction, saturation the length (Baker et al., IJCV 2011)."
-    u, v = _check_flow(flow)
+    f = _check_flow(flow)
+    known = np.isfinite(f).all(0)
+    u, v = np.where(known, f, 0)
     s = (np.hypot(u, v) / (radius or flow_radius(flow)))[..., None] ** gamma
     rgb = wheel_color(np.arctan2(v, u))
     rgb = np.where(s <= 1, 1 - s * (1 - rgb), .75 * rgb)
-    return np.where(np.isfinite(s), rgb * 255 + .5, UNKNOWN).astype(np.uint8)
+    return np.where(known[..., None], rgb * 255 + .5, UNKNOWN).astype(np.uint8)
 
 # %% ../nbs/01_viz.ipynb #24f524b1
 def _check_flow(flow):
@@ -214,7 +216,7 @@ def colorbar_html(
     ends = f'<div style="display:flex;flex-direction:column;justify-content:space-between"><span>{vmax:.3g} {unit}</span><span>0</span></div>'
     return f'<div style="display:flex;gap:4px;height:{height}px">{bar}{ends}</div>'
 
-# %% ../nbs/01_viz.ipynb #bd0caee1
+# %% ../nbs/01_viz.ipynb #676166a3
 def show_flow(
     frame,                   # first frame, (3,H,W) in [0,1]; or None
     pred,                    # estimated flow (2,H,W) [px]; or None
@@ -228,11 +230,12 @@ def show_flow(
     width: int=160,          # of each panel [px]
 ) -> Html:                   # shown by Jupyter; `str()` of it goes into a report
     "Frame, estimated flow, true flow and error, with one wheel and one scale."
-    radius = radius or flow_radius(*[f for f in (true if true is not None else pred,) if f is not None])
+    if frame is None and pred is None and true is None: raise InputError("show_flow: nothing to show; give a frame, an estimate or the true flow")
+    if pred is not None or true is not None: radius = radius or flow_radius(true if true is not None else pred)
     panels = {'frame': frame, 'estimated flow': pred, 'true flow': true}
     panels = {k: v if k == 'frame' else flow_to_rgb(v, radius, gamma) for k, v in panels.items() if v is not None}
     if error is None and pred is not None and true is not None: error = np.hypot(*(_check_flow(pred) - _check_flow(true)))
-    side = wheel_html(radius, gamma) if len(panels) > (frame is not None) else ''
+    side = wheel_html(radius, gamma) if radius else ''
     if error is not None:
         vmax = vmax or error_vmax(error)
         panels['error'] = error_map(error, vmax); side += colorbar_html(vmax)
