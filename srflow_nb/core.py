@@ -6,8 +6,8 @@
 __all__ = ['InputError', 'check_name', 'check_finite', 'rng', 'seed_everything', 'atomic_write', 'data_path', 'default_device',
            'versions']
 
-# %% ../nbs/00_core.ipynb #3b6ef2fc
-import difflib, importlib.metadata, os, platform, random, sys, tempfile, zlib
+# %% ../nbs/00_core.ipynb #8945f1cc
+import difflib, importlib.metadata, os, platform, random, zlib
 from contextlib import contextmanager
 from pathlib import Path
 
