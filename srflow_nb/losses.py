@@ -127,7 +127,7 @@ def tv_loss(
     if image is not None: tv = tv * (-edge * flow_gradient(_wide(image)).norm(dim=2).mean(1, keepdim=True)).exp()
     return _mean(tv, _gradient_valid(ok, 'difference'))
 
-# %% ../nbs/13_losses.ipynb #fc6741e4
+# %% ../nbs/13_losses.ipynb #134c9fdf
 def flow_difference_loss(
     preds: list[Float[Tensor, "B 2 H W"]],   # refinements, the best one last [px]
     valid: Bool[Tensor, "B H W"]|None=None,  # pixels that may be used
@@ -138,7 +138,7 @@ def flow_difference_loss(
     ok = _mask(valid, preds[0]) if valid is not None else torch.ones_like(preds[0][:, 0], dtype=torch.bool)
     n = len(preds) - 1
     steps = [gamma ** (n - 1 - i) * _mean(_error(preds[i+1], preds[i], ok).abs(), ok) for i in range(n)]
-    return sum(steps, _wide(preds[-1]).sum() * 0)
+    return sum(steps, _mean(_error(preds[-1], preds[-1].detach(), ok).abs(), ok))   # 0, for a list of one
 
 # %% ../nbs/13_losses.ipynb #a206de8d
 def sample_flow(
@@ -166,7 +166,7 @@ def forward_backward_loss(
     back, inside = sample_flow(backward, forward)
     return _mean((forward + back).abs(), ok & inside)
 
-# %% ../nbs/13_losses.ipynb #d3478f24
+# %% ../nbs/13_losses.ipynb #dabe53e8
 @dataclass
 class SRFlowLoss:
     "Sequence loss plus the face regularisers; call it with predictions and truth."
@@ -197,7 +197,13 @@ class SRFlowLoss:
         if self.tv: out['tv'] = self.tv, tv_loss(last, valid, image)
         if self.flow_difference: out['flow_difference'] = self.flow_difference, flow_difference_loss(preds, valid, self.gamma)
         return out
-    def __call__(self, preds, true, valid=None, static=None, image=None):
-        "Total loss, and a dict of its terms (not weighted, detached) for the log; arguments as for `terms`."
+    def __call__(self,
+        preds: list[Float[Tensor, "B 2 H W"]],        # refinements, the best one last [px]
+        true: Float[Tensor, "B 2 H W"],               # true flow [px], NaN where unknown
+        valid: Bool[Tensor, "B H W"]|None=None,       # pixels that may be used
+        static: Bool[Tensor, "B H W"]|None=None,      # where nothing moves
+        image: Float[Tensor, "B 3 H W"]|None=None,    # first frame
+    ) -> tuple[Tensor, dict]:                         # total; and name -> term, not weighted, detached
+        "Total loss, and its terms for the log."
         terms = self.terms(preds, true, valid, static, image)
         return sum(w * v for w, v in terms.values()), {n: v.detach() for n, (_, v) in terms.items()}

@@ -205,14 +205,15 @@ def wheel_html(
     note = f'radius {radius:.3g} px' + (f', gamma {gamma:g}' if gamma != 1 else '')
     return _panel(image_html(flow_wheel(2*size, gamma), size, quality=95, alt=f'flow colour wheel, {note}', style='border-radius:50%'), note, size + 32)
 
-# %% ../nbs/01_viz.ipynb #67134335
+# %% ../nbs/01_viz.ipynb #bd1e80d1
 def colorbar_html(
     vmax: float,        # error at the bright end [px]
     height: int=64,     # on the page [px]
     unit: str='px',     # written after the number
 ) -> str:               # HTML
     "The scale of an error map."
-    bar = image_html(np.repeat(error_map(np.linspace(1, 0, 64)[:, None] + np.zeros((1, 8)), 1.), 2, 1), 12, quality=101, alt='error scale', style=f'height:{height}px')
+    ramp = np.broadcast_to(np.linspace(1, 0, 64)[:, None], (64, 12))
+    bar = image_html(error_map(ramp, 1.), 12, quality=101, alt='error scale', style=f'height:{height}px')
     ends = f'<div style="display:flex;flex-direction:column;justify-content:space-between"><span>{vmax:.3g} {unit}</span><span>0</span></div>'
     return f'<div style="display:flex;gap:4px;height:{height}px">{bar}{ends}</div>'
 

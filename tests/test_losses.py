@@ -1,0 +1,205 @@
+"Losses: values by hand, gradients by finite differences, masks that stop gradients, and what each loss must not see."
+import pytest
+import torch
+
+from srflow_nb.core import InputError, rng
+from srflow_nb.losses import (OPERATORS, SRFlowLoss, flow_difference_loss, flow_gradient, forward_backward_loss, gradient_loss, mask_loss,
+                              sample_flow, sequence_loss, tv_loss, valid_mask)
+
+
+def rand(*shape, key=0, scale=2., dtype=torch.float64): return torch.from_numpy(rng(0, 'losses', key).normal(size=shape) * scale).to(dtype)
+
+
+def uv(*pixels, dtype=torch.float32): return torch.tensor(pixels, dtype=dtype).T.reshape(1, 2, 1, len(pixels))
+
+
+def half_valid(b=2, h=6, w=7): return torch.from_numpy(rng(0, 'valid').random((b, h, w)) > .4)
+
+
+LOSSES = {'sequence': lambda p, t, v: sequence_loss([p * .5, p], t, v),
+          'mask': lambda p, t, v: mask_loss(p, v, margin=0),
+          'mask+valid': lambda p, t, v: mask_loss(p, torch.ones_like(v), v, margin=1),
+          'difference': lambda p, t, v: gradient_loss(p, t, v, 'difference'),
+          'sobel': lambda p, t, v: gradient_loss(p, t, v, 'sobel'),
+          'tv': lambda p, t, v: tv_loss(p, v),
+          'tv edge-aware': lambda p, t, v: tv_loss(p, v, image=rand(2, 3, 6, 7, key='img', scale=.1, dtype=torch.float32)),
+          'flow difference': lambda p, t, v: flow_difference_loss([p * .3, p * 1.5, p], v),
+          'forward-backward': lambda p, t, v: forward_backward_loss(p * .4, -p * .7, v),
+          'all': lambda p, t, v: SRFlowLoss(1, 1, 'sobel', 1, 1)([p * .5, p], t, v, static=~v)[0]}
+
+
+@pytest.mark.parametrize('name', LOSSES)
+def test_gradients_match_finite_differences(name):
+    p, t, v = rand(2, 2, 6, 7).requires_grad_(), rand(2, 2, 6, 7, key=1), half_valid()
+    if 'forward' not in name: t[0, :, 2, 3] = torch.nan
+    assert torch.autograd.gradcheck(lambda p: LOSSES[name](p, t, v), (p,), eps=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', [n for n in LOSSES if n not in ('mask', 'all', 'forward-backward')])
+def test_no_gradient_where_invalid_and_nan_there_is_harmless(name):
+    p, t, v = rand(2, 2, 6, 7), rand(2, 2, 6, 7, key=1), half_valid()
+    loss = LOSSES[name](p, t, v)
+    for junk in (torch.nan, torch.inf, 1e30):
+        q = torch.where(v[:, None], p, junk).requires_grad_(); u = torch.where(v[:, None], t, junk)
+        again = LOSSES[name](q, u, v); again.backward()
+        assert torch.allclose(again, loss), junk                               # what is invalid does not matter ...
+        assert (q.grad[~v[:, None].expand_as(q)] == 0).all() and q.grad.isfinite().all()   # ... and is not taught
+
+
+@pytest.mark.parametrize('name', LOSSES)
+def test_an_empty_mask_gives_zero_and_no_nan(name):
+    p = rand(2, 2, 6, 7).requires_grad_(); none = torch.zeros(2, 6, 7, dtype=torch.bool)
+    loss = LOSSES[name](p, rand(2, 2, 6, 7, key=1), none)
+    loss.backward()
+    assert p.grad.isfinite().all() and (loss.item() == 0 or name == 'all')
+
+
+@pytest.mark.parametrize('name', LOSSES)
+def test_half_precision_is_computed_in_float32(name):
+    "400 px squared overflows float16; a mean over many small values would stall in bfloat16."
+    for dtype in (torch.float16, torch.bfloat16):
+        p, t, v = (100 * rand(2, 2, 6, 7)).to(dtype), (100 * rand(2, 2, 6, 7, key=1)).to(dtype), half_valid()
+        with torch.autocast('cpu', dtype=torch.bfloat16): low = LOSSES[name](p.requires_grad_(), t, v)
+        low.backward()
+        assert low.dtype == torch.float32 and low.isfinite() and p.grad.isfinite().all()
+        if name not in ('flow difference', 'sequence', 'all', 'forward-backward'):    # these scale p before the loss, in its own precision
+            assert torch.allclose(low, LOSSES[name](p.detach().float(), t.float(), v), rtol=1e-5)
+
+
+@pytest.mark.parametrize('name', LOSSES)
+def test_gradient_is_finite_at_exact_zero(name):
+    p = torch.zeros(2, 2, 6, 7, requires_grad=True)
+    LOSSES[name](p, torch.zeros(2, 2, 6, 7), half_valid()).backward()
+    assert p.grad.isfinite().all()
+
+
+def test_sequence_by_hand():
+    t = uv((0, 0), (0, 0), (float('nan'), 0))
+    preds = [uv((2, 0), (0, -4), (9, 9)), uv((1, 1), (0, 0), (9, 9))]
+    assert sequence_loss(preds, t, gamma=.8).item() == pytest.approx(.8 * 6/4 + 2/4)
+    assert sequence_loss(preds, t, torch.tensor([[[True, False, True]]]), gamma=.5).item() == pytest.approx(.5 * 2/2 + 2/2)
+    assert sequence_loss(preds[::-1], t).item() != pytest.approx(sequence_loss(preds, t).item())      # order matters: the last counts most
+
+
+def test_sequence_ignores_implausible_truth():
+    t = uv((0, 0), (300, 300))                    # 424 px
+    assert valid_mask(t).flatten().tolist() == [True, False] and valid_mask(t, max_flow=500).all()
+    assert sequence_loss([uv((1, 1), (0, 0))], t).item() == pytest.approx(1.)
+
+
+def test_mask_by_hand_and_margin():
+    p = torch.zeros(1, 2, 5, 5); p[0, 0, 2, 1] = 3.; p[0, 1, 2, 1] = 4.; p[0, 0, 2, 3] = 100.
+    static = torch.ones(1, 5, 5, dtype=torch.bool); static[0, 2, 4] = False
+    assert mask_loss(p, static, margin=0).item() == pytest.approx(105/24)
+    assert mask_loss(p, static, margin=1).item() == pytest.approx(5/19)          # column 3 and the rest of column 4 near it: 6 pixels left out
+    assert mask_loss(p, static[:, None], margin=1).item() == pytest.approx(5/19)  # (B,1,H,W) as data loaders give it
+    assert mask_loss(p * 0, static).item() == 0
+
+
+@pytest.mark.parametrize('op', OPERATORS)
+def test_both_operators_answer_px_per_px(op):
+    y, x = torch.meshgrid(torch.arange(8.), torch.arange(9.), indexing='ij')
+    g = flow_gradient(torch.stack([3 * x - y, .5 * y])[None], op)
+    assert g.shape == ((1, 2, 2, 7, 8) if op == 'difference' else (1, 2, 2, 6, 7))
+    assert torch.allclose(g, torch.tensor([[3., -1.], [0., .5]])[None, :, :, None, None].expand_as(g), atol=1e-5)
+
+
+@pytest.mark.parametrize('op', OPERATORS)
+def test_gradient_loss_sees_shape_not_offset(op):
+    t = rand(1, 2, 9, 9)
+    assert gradient_loss(t, t, operator=op).item() == 0
+    assert gradient_loss(t + 5, t, operator=op).item() == pytest.approx(0, abs=1e-12)
+    assert gradient_loss(t + rand(1, 2, 9, 9, key='n'), t, operator=op).item() > .5
+
+
+def test_gradient_loss_by_hand():
+    p = torch.zeros(1, 2, 3, 3); p[0, 0, 1, 1] = 8.
+    z = torch.zeros_like(p)
+    assert gradient_loss(p, z, operator='sobel').item() == 0                     # a lone pixel is invisible in the middle of Sobel
+    assert gradient_loss(p, z, operator='difference').item() == pytest.approx((8 + 8 + 8 + 8) / 16)  # of four cells, two see it once, one twice
+    p = torch.zeros(1, 2, 3, 3); p[0, 1, :, 2] = 8.
+    assert gradient_loss(p, z, operator='sobel').item() == pytest.approx(4. / 4)                     # dv/dx = 8/2, one of four numbers
+
+
+def test_unknown_operator_names_the_nearest():
+    for call in (lambda: flow_gradient(torch.zeros(1, 2, 4, 4), 'sobell'), lambda: SRFlowLoss(operator='sobell')):
+        with pytest.raises(InputError, match='nearest: sobel'): call()
+
+
+def test_tv_by_hand_and_invariance():
+    p = torch.zeros(1, 2, 2, 2); p[0, 0] = torch.tensor([[0., 3.], [4., 0.]]); p[0, 1] = torch.tensor([[0., 0.], [1., 0.]])
+    assert tv_loss(p, eps=1e-7).item() == pytest.approx((5 + 1) / 2)
+    assert tv_loss(torch.full((1, 2, 6, 6), -3.)).item() == 0
+    assert tv_loss(p + 100., eps=1e-7).item() == pytest.approx(3., abs=1e-4)
+
+
+def test_tv_charges_a_jump_by_its_height_not_its_steepness():
+    ramp = torch.zeros(1, 2, 4, 13); ramp[0, 0] = torch.linspace(-1, 2, 13).clamp(0, 1)
+    step = torch.zeros(1, 2, 4, 13); step[0, 0, :, 6:] = 1
+    assert tv_loss(ramp, eps=1e-6).item() == pytest.approx(tv_loss(step, eps=1e-6).item(), rel=1e-4)
+
+
+def test_edge_aware_tv_excuses_jumps_at_image_edges_only():
+    step = torch.zeros(1, 2, 6, 10); step[0, 0, :, 5:] = 1
+    there, elsewhere = torch.zeros(1, 3, 6, 10), torch.zeros(1, 3, 6, 10); there[..., 5:] = 1; elsewhere[..., 2:] = 1
+    plain = tv_loss(step).item()
+    assert tv_loss(step, image=there).item() < .01 * plain and tv_loss(step, image=elsewhere).item() == pytest.approx(plain)
+    assert tv_loss(step, image=torch.full((1, 3, 6, 10), .4)).item() == pytest.approx(plain)
+
+
+def test_flow_difference_by_hand():
+    a, b, c = uv((0, 0), (0, 0)), uv((2, 0), (0, 0)), uv((2, 3), (0, 1))
+    assert flow_difference_loss([a, b, c], gamma=.5).item() == pytest.approx(.5 * 2/4 + 4/4)
+    assert flow_difference_loss([a, b, c], torch.tensor([[[False, True]]]), gamma=.5).item() == pytest.approx(1/2)
+    assert flow_difference_loss([c, c, c]).item() == 0 and flow_difference_loss([c]).item() == 0
+
+
+def test_no_predictions_is_an_error():
+    for loss in (lambda: sequence_loss([], torch.zeros(1, 2, 2, 2)), lambda: flow_difference_loss([])):
+        with pytest.raises(InputError, match='no predictions'): loss()
+
+
+def test_shapes_are_checked():
+    with pytest.raises(InputError, match='same shape'): sequence_loss([torch.zeros(1, 2, 4, 4)], torch.zeros(1, 2, 4, 5))
+    with pytest.raises(InputError, match='mask of shape'): sequence_loss([torch.zeros(1, 2, 4, 4)], torch.zeros(1, 2, 4, 4), torch.ones(1, 4, 5))
+
+
+def test_sample_flow_reads_where_the_pixel_went():
+    y, x = torch.meshgrid(torch.arange(5.), torch.arange(7.), indexing='ij')
+    got, inside = sample_flow((10 * y + x)[None, None], uv((1.5, 2)).expand(1, 2, 5, 7))
+    assert torch.allclose(got[0, 0, :3, :5], (10 * (y + 2) + x + 1.5)[:3, :5], atol=1e-4)
+    assert inside[0, :3, :5].all() and not inside[0, 3:].any() and not inside[0, :, 6].any()
+
+
+def test_forward_backward_of_a_rotation_and_its_inverse_is_small():
+    y, x = torch.meshgrid(torch.arange(40.) - 20, torch.arange(40.) - 20, indexing='ij'); a = torch.tensor(.1)
+    turn = lambda a: torch.stack([(a.cos() - 1) * x - a.sin() * y, a.sin() * x + (a.cos() - 1) * y])[None]
+    assert forward_backward_loss(turn(a), turn(-a)).item() < 1e-4              # linear fields: bilinear sampling is exact
+    assert forward_backward_loss(turn(a), turn(a)).item() > 1.
+
+
+def test_total_is_the_weighted_sum_and_terms_are_for_the_log():
+    p, t, v = rand(2, 2, 6, 7).requires_grad_(), rand(2, 2, 6, 7, key=1), half_valid()
+    loss = SRFlowLoss(mask=.2, gradient=.3, operator='difference', tv=.4, flow_difference=.5, margin=0)
+    total, terms = loss([p * .5, p], t, v, static=~v)
+    w = {'sequence': 1., 'mask': .2, 'gradient': .3, 'tv': .4, 'flow_difference': .5}
+    assert set(terms) == set(w) and total.item() == pytest.approx(sum(w[n] * x.item() for n, x in terms.items()))
+    assert total.requires_grad and not any(x.requires_grad for x in terms.values())
+
+
+def test_a_switched_off_term_is_not_computed():
+    p, t = rand(1, 2, 5, 5), rand(1, 2, 5, 5, key=1)
+    assert list(SRFlowLoss(0, 0, 'sobel', 0, 0)([p], t)[1]) == ['sequence']
+    assert 'mask' not in SRFlowLoss()([p], t)[1]                                # no mask given, no mask term
+    with pytest.raises(InputError, match='weight gradient'): SRFlowLoss(gradient=-.1)
+
+
+def test_regularisers_find_the_fault_that_the_plain_loss_misses():
+    "Gradient descent on noisy targets: with the gradient term toward the truth, high-frequency error falls faster."
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 24), torch.linspace(-1, 1, 24), indexing='ij')
+    true = torch.stack([x * y, x**2 - y])[None]; start = true + rand(1, 2, 24, 24, key='start', scale=.3, dtype=torch.float32)
+    def rough(weight):
+        f = start.clone().requires_grad_(); opt = torch.optim.SGD([f], lr=20.)
+        for _ in range(20): opt.zero_grad(); SRFlowLoss(0, weight, 'difference', 0, 0)([f], true)[0].backward(); opt.step()
+        return flow_gradient(f.detach() - true).abs().mean().item()
+    assert rough(1.) < .8 * rough(0.)
