@@ -170,7 +170,7 @@ def test_mutated_files_give_the_right_array_or_one_error(tmp_path, suffix):
     f = field(); write_flow(tmp_path/f'a{suffix}', f)
     ref = read_flow(tmp_path/f'a{suffix}'); data = (tmp_path/f'a{suffix}').read_bytes(); g = rng(0, 'mutate', suffix)
     bad = tmp_path/f'm{suffix}'; refused = 0
-    for i in range(300):
+    for _ in range(300):
         m = bytearray(data)
         at = g.integers(12) if suffix == '.flo' else 3 + g.integers(5) if suffix == '.pfm' else g.integers(len(m))
         m[at] ^= int(g.integers(1, 256))
@@ -221,7 +221,7 @@ def test_damaged_pictures_are_refused_or_read_in_their_size(tmp_path, suffix):
     for n in (1, 20, len(data) // 2, len(data) - 30):
         bad.write_bytes(data[:n])
         with pytest.raises(InputError, match='m' + suffix): read_image(bad)
-    for i in range(150):
+    for _ in range(150):
         m = bytearray(data); m[g.integers(len(m))] ^= int(g.integers(1, 256)); bad.write_bytes(m)
         try: out = read_image(bad)
         except InputError: continue

@@ -82,7 +82,7 @@ def test_torch_numpy_batch_and_half_give_the_same_picture():
 
 
 @pytest.mark.parametrize('image, shape', [(torch.rand(3, 4, 5), (4, 5, 3)), (torch.rand(1, 3, 4, 5), (4, 5, 3)), (torch.rand(1, 4, 5), (4, 5, 3)),
-    (torch.rand(4, 5), (4, 5, 3)), (np.random.rand(4, 5, 3), (4, 5, 3)), (np.zeros((3, 7, 3), np.uint8), (3, 7, 3)), (np.zeros((6, 5, 4), np.uint8), (6, 5, 3)),
+    (torch.rand(4, 5), (4, 5, 3)), (np.full((4, 5, 3), .5), (4, 5, 3)), (np.zeros((3, 7, 3), np.uint8), (3, 7, 3)), (np.zeros((6, 5, 4), np.uint8), (6, 5, 3)),
     (torch.ones(4, 5, dtype=torch.bool), (4, 5, 3)), (torch.zeros(3, 4, 5, dtype=torch.uint8), (4, 5, 3)), (torch.rand(3, 4, 5).bfloat16(), (4, 5, 3))])
 def test_every_usual_form_of_picture_is_accepted(image, shape):
     out = to_uint8(image)
