@@ -16,14 +16,14 @@ from torch import Tensor
 
 from .core import InputError, check_name
 
-# %% ../nbs/13_losses.ipynb #9f6226ea
+# %% ../nbs/13_losses.ipynb #ef8aedd2
 def valid_mask(
     true: Float[Tensor, "B 2 H W"],          # true flow [px], NaN where unknown
     valid: Bool[Tensor, "B H W"]|None=None,  # pixels that may be used; all if None
     max_flow: float=400.,                    # longer true flow is taken for a fault of the data [px]
 ) -> Bool[Tensor, "B H W"]:                  # True where the pixel can teach
     "Pixels with a known, plausible true flow (as in RAFT's training code)."
-    ok = (true.float().norm(dim=1) < max_flow)   # False for NaN, too
+    ok = (true.float()**2).sum(1) < max_flow**2   # False for NaN, too
     return ok if valid is None else ok & _mask(valid, true)
 
 # %% ../nbs/13_losses.ipynb #769003dd
@@ -37,19 +37,18 @@ def _mask(mask, like):
 # %% ../nbs/13_losses.ipynb #0a1a4640
 def _wide(x): return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
-# %% ../nbs/13_losses.ipynb #5693cd52
+# %% ../nbs/13_losses.ipynb #984067d3
 def _mean(values, mask):
-    "Mean of (B,...,H,W) over a (B,H,W) mask and the axes between; 0 (with a gradient of 0) for an empty mask."
+    "Mean of finite (B,...,H,W) over a (B,H,W) mask and the axes between; 0 (with a gradient of 0) for an empty mask."
+    count = mask.sum().clamp(min=1) * (values.numel() // mask.numel())
     while mask.ndim < values.ndim: mask = mask.unsqueeze(1)
-    mask = mask.expand_as(values)
-    return torch.where(mask, values, 0).sum() / mask.sum().clamp(min=1)
+    return (values * mask).sum() / count
 
-# %% ../nbs/13_losses.ipynb #92b7dfde
+# %% ../nbs/13_losses.ipynb #0df4659e
 def _error(pred, true, ok):
     if pred.shape != true.shape or pred.ndim != 4 or pred.shape[1] != 2:
         raise InputError(f"flow fields of shapes {tuple(pred.shape)} and {tuple(true.shape)}; expected two of the same shape (B,2,H,W)")
-    ok = ok[:, None]
-    return torch.where(ok, _wide(pred), 0) - torch.where(ok, _wide(true), 0)
+    return torch.where(ok[:, None], _wide(pred) - _wide(true), 0)   # a difference passes gradients on untouched: 0 stays 0
 
 # %% ../nbs/13_losses.ipynb #882ee33e
 def sequence_loss(
@@ -65,7 +64,12 @@ def sequence_loss(
     weights = [gamma ** (len(preds) - 1 - i) for i in range(len(preds))]
     return sum(w * _mean(_error(p, true, ok).abs(), ok) for w, p in zip(weights, preds))
 
-# %% ../nbs/13_losses.ipynb #6cf970ef
+# %% ../nbs/13_losses.ipynb #ebd0357d
+def _length(flow):
+    square = (flow**2).sum(1)
+    return torch.where(square > 0, square, 1).sqrt() * (square > 0)
+
+# %% ../nbs/13_losses.ipynb #c75552d9
 def mask_loss(
     pred: Float[Tensor, "B 2 H W"],          # estimated flow [px]
     static: Bool[Tensor, "B H W"],           # True where nothing moves
@@ -76,7 +80,7 @@ def mask_loss(
     s = _mask(static, pred)
     if margin: s = F.max_pool2d((~s).float(), 2*margin + 1, 1, margin) == 0
     if valid is not None: s = s & _mask(valid, pred)
-    return _mean(torch.where(s[:, None], _wide(pred), 0).norm(dim=1), s)
+    return _mean(_length(torch.where(s[:, None], _wide(pred), 0)), s)
 
 # %% ../nbs/13_losses.ipynb #7f3f87eb
 OPERATORS = ('difference', 'sobel')
