@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SKIN_BASE', 'MELANIN', 'HAEMOGLOBIN', 'value_noise', 'skin_color', 'encode', 'Appearance', 'sample_appearance',
-           'Sites', 'albedo', 'Light', 'sample_light', 'shade']
+           'Sites', 'opacity', 'albedo', 'Light', 'sample_light', 'shade']
 
 # %% ../nbs/05_appearance.ipynb #b0a98172
 from dataclasses import dataclass
@@ -41,10 +41,10 @@ def value_noise(
         out += w*_hash(i+np.array(corner), seed)
     return out
 
-# %% ../nbs/05_appearance.ipynb #5cdee020
-SKIN_BASE = np.array([.80, .60, .50], np.float32)         # without pigment
-MELANIN = np.array([.82, 1.02, 1.20], np.float32)         # absorption per unit m
-HAEMOGLOBIN = np.array([.10, .62, .52], np.float32)       # absorption per unit h
+# %% ../nbs/05_appearance.ipynb #cd21d746
+SKIN_BASE = np.array([.82, .63, .53], np.float32)         # without pigment
+MELANIN = np.array([.80, 1.02, 1.30], np.float32)         # absorption per unit m
+HAEMOGLOBIN = np.array([.10, .60, .46], np.float32)       # absorption per unit h
 
 def skin_color(
     m: Float[np.ndarray, "N"],         # melanin, 0 (fair) to 2.6 (deep)
@@ -76,18 +76,18 @@ class Appearance:
     lips: float = 1.             # extra haemoglobin of the lips
     seed: int = 0                # of all noise on this skin
 
-# %% ../nbs/05_appearance.ipynb #c37ce23e
-_HAIR = {'black': (.012, .009, .008), 'dark brown': (.035, .020, .012), 'brown': (.075, .040, .020), 'blond': (.34, .22, .10), 'red': (.18, .055, .02), 'grey': (.30, .30, .30)}
+# %% ../nbs/05_appearance.ipynb #b20a435b
+_HAIR = {'black': (.016, .012, .010), 'dark brown': (.035, .020, .012), 'brown': (.075, .040, .020), 'blond': (.34, .22, .10), 'red': (.18, .055, .02), 'grey': (.30, .30, .30)}
 _IRIS = {'dark brown': (.035, .015, .007), 'brown': (.09, .04, .015), 'hazel': (.13, .09, .03), 'green': (.10, .13, .06), 'blue': (.10, .17, .26), 'grey': (.17, .19, .2)}
 
 def sample_appearance(
     seed: int,                   # one seed, one look
 ) -> Appearance:
     "Looks of a plausible random person: fair skin is rarer with dark eyes, and the other way round."
-    g = rng(seed, 'appearance'); melanin = float(2.5*g.beta(1.0, 1.5)); dark = np.clip(melanin/1.2, 0, 1)
+    g = rng(seed, 'appearance'); melanin = float(2.5*g.beta(.9, 2.)); dark = np.clip(melanin/1.2, 0, 1)
     hair = g.choice(list(_HAIR), p=_mix([.35, .2, .2, .12, .05, .08], [.8, .12, 0, 0, 0, .08], dark))
     iris = g.choice(list(_IRIS), p=_mix([.1, .25, .15, .15, .25, .1], [.75, .25, 0, 0, 0, 0], dark))
-    return Appearance(melanin, float(g.uniform(.25, .8)), float(g.uniform(.8, 1.6)), int(g.integers(0, 140)*(1-.7*dark)), int(g.integers(3, 18)),
+    return Appearance(melanin, float(g.uniform(.2, .6)), float(g.uniform(.7, 1.3)), int(g.integers(0, 140)*(1-.7*dark)), int(g.integers(3, 18)),
                       tuple(np.array(_HAIR[hair])*g.uniform(.7, 1.3)), float(g.uniform(-.15, .45)), float(g.uniform(.6, 1.)), float(g.uniform(.7, 1.35)),
                       float(g.choice([0., g.uniform(.2, .8)], p=[.65, .35])), tuple(np.array(_IRIS[iris])*g.uniform(.7, 1.3)), float(g.uniform(.5, 1.3)), int(seed))
 
@@ -122,16 +122,16 @@ def _blob(p, centre, radii):
     "A soft ellipsoid, mirrored to both sides of the face."
     q = np.stack([abs(p[:, 0]), p[:, 1], p[:, 2]], 1); return np.exp(-(((q-centre)/radii)**2).sum(1))
 
-# %% ../nbs/05_appearance.ipynb #154a7122
+# %% ../nbs/05_appearance.ipynb #42fd5d6e
 def _pigments(a: Appearance, s: Sites):
     "Melanin and haemoglobin of each point, before spots."
     p, n = s.points, lambda size, k: value_noise(s.points, size, a.seed*16+k)
-    uneven = .35*n(.025, 1)+.35*n(.010, 2)+.30*n(.0045, 3)+.35*n(.002, 4)
-    m = a.melanin*(1+.22*a.mottle*uneven)+.09*a.mottle*uneven
+    uneven = .20*n(.025, 1)+.30*n(.010, 2)+.65*n(.0055, 3)+.75*n(.0025, 4)
+    m = a.melanin*(1+.13*a.mottle*uneven)+.075*a.mottle*uneven
     red = .35*_blob(p, [.038, -.035, .07], [.022, .02, .04])+.35*_blob(p, [0, -.035, .115], [.014, .012, .02])+.3*s.masks['ears']+.25*s.masks['eyelids']
-    h = a.blood*(.8+red+.30*a.mottle*(.5*n(.030, 5)+.5*n(.012, 6)+.5*n(.005, 7)+.3*n(.0025, 8)))
+    h = a.blood*(.8+red+.25*a.mottle*(.35*n(.030, 5)+.4*n(.012, 6)+.7*n(.006, 7)+.8*n(.0028, 8)))
     lips = _step(s.masks['lips'], .25, .75)
-    return m+.10*lips*(1+a.melanin), np.maximum(h, 0)+lips*a.lips*(.8+.25*n(.004, 9))
+    return m+.10*lips*(1+a.melanin), np.maximum(h, 0)+lips*a.lips*(.70+.22*n(.004, 9))
 
 # %% ../nbs/05_appearance.ipynb #7f4a2546
 def _spots(a: Appearance, head: Head, s: Sites):
@@ -180,8 +180,23 @@ def _lerp(a, b, t):
     "From a to b as t goes from 0 to 1 (one t per row)."
     return a+(b-a)*np.asarray(t)[:, None]
 
-# %% ../nbs/05_appearance.ipynb #e63caf63
-_PARTS = dict(teeth=(.68, .62, .50), tongue=(.42, .13, .12), mouth=(.22, .05, .045), lashes=(.01, .008, .007))   # linear RGB
+# %% ../nbs/05_appearance.ipynb #44539326
+def opacity(
+    a: Appearance,                           # whose looks
+    head: Head,                              # whose surface
+    triangles: Int[np.ndarray, "N"],         # triangle of each point
+    barycentric: Float[np.ndarray, "N 3"],   # its weights in the triangle
+) -> Float[np.ndarray, "N"]:                 # 1 is solid
+    "How solid the surface is at each point: less than 1 only at the lashes."
+    s = Sites.on(head, np.asarray(triangles), np.asarray(barycentric)); out = np.ones(len(s.points), np.float32); lash = s.is_('lashes')
+    hairs = value_noise(s.points[lash], np.array([.0011, .02, .02]), a.seed*16+17)
+    out[lash] = np.where(s.points[lash, 1] > -.0022, .55, .12)*(1+.7*hairs)
+    return out
+
+Appearance.opacity = opacity
+
+# %% ../nbs/05_appearance.ipynb #b01655ab
+_PARTS = dict(teeth=(.68, .62, .50), tongue=(.42, .13, .12), mouth=(.22, .05, .045), lashes=(.012, .010, .009))   # linear RGB
 
 def albedo(
     a: Appearance,                           # whose looks

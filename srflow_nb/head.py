@@ -17,8 +17,8 @@ from torch import Tensor
 
 from .core import InputError, check_finite, check_name, data_path, rng
 
-# %% ../nbs/04_head.ipynb #dc118152
-REGIONS = ('skin', 'lips', 'mouth', 'eyelids', 'ears', 'scalp', 'neck', 'eye', 'teeth', 'tongue', 'lashes')  # `Head.regions` counts into this
+# %% ../nbs/04_head.ipynb #989f59da
+REGIONS = ('skin', 'lips', 'mouth', 'eyelids', 'ears', 'scalp', 'neck', 'eye', 'teeth', 'tongue', 'lashes', 'cap')  # `Head.regions` counts into this
 
 # %% ../nbs/04_head.ipynb #dd7b86c7
 def _unpack(
@@ -182,7 +182,9 @@ def _macro_weights(names, g):
         if len(parts) == 3 and parts[0] in share: out[i] = np.prod([share[p] for p in parts])
     return out
 
-# %% ../nbs/04_head.ipynb #f9a0a218
+# %% ../nbs/04_head.ipynb #5da77037
+_WIDE = {'head-scale': 1.5, 'mouth': .7, 'nose': .8, 'asym': .3}     # these vary more, or less, than the rest
+
 def sample_identity(
     head: Head,                  # whose targets
     seed: int,                   # one seed, one person
@@ -193,7 +195,7 @@ def sample_identity(
     g = rng(seed, 'identity'); out = _macro_weights(head.identity_names, g)
     peak = np.linalg.norm(head.identity_targets, axis=2).max(1)
     for low, high in _local_pairs(head.identity_names):
-        wide = 1.5 if head.identity_names[low].startswith('head-scale') else .3 if head.identity_names[low].startswith('asym') else 1.
+        wide = next((w for start, w in _WIDE.items() if head.identity_names[low].startswith(start)), 1.)
         x = float(np.clip(g.normal()*local*wide, -2.25*local*wide, 2.25*local*wide)); k = low if x < 0 else high
         out[k] = min(abs(x)/peak[k], .7)
     out[head.identity_names.index('hair-volume')] = g.uniform(.15, 1.)

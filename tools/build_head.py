@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 ETHNICITIES, SEXES, AGES = ('african', 'asian', 'caucasian'), ('female', 'male'), ('child', 'young', 'old')
-REGIONS = ('skin', 'lips', 'mouth', 'eyelids', 'ears', 'scalp', 'neck', 'eye', 'teeth', 'tongue', 'lashes')
+REGIONS = ('skin', 'lips', 'mouth', 'eyelids', 'ears', 'scalp', 'neck', 'eye', 'teeth', 'tongue', 'lashes', 'cap')
 HELPERS = {'helper-l-eye': 'eye', 'helper-r-eye': 'eye', 'helper-upper-teeth': 'teeth', 'helper-lower-teeth': 'teeth',
            'helper-tongue': 'tongue', **{f'helper-{s}-eyelashes-{i}': 'lashes' for s in 'lr' for i in (1, 2)}}
 LOCAL = 'cheek chin ears eyebrows eyes forehead head mouth neck nose asym'.split()
@@ -248,7 +248,7 @@ def main():
     region = np.zeros(len(faces), np.uint8)
     for r in ('neck', 'scalp', 'ears', 'eyelids', 'lips', 'mouth'): region[face_mask[r] > .5] = REGIONS.index(r)
     for g, r in HELPERS.items(): region[group == g] = REGIONS.index(r)
-    region[group == 'cap'] = REGIONS.index('neck')
+    region[group == 'cap'] = REGIONS.index('cap')
 
     unit_index, unit_delta, unit_start = sparse(list(units.values())); id_index, id_delta, id_start = sparse(list(targets.values()))
     np.savez_compressed(a.out, vertices=vertices.astype(np.float32), faces=faces.astype(np.uint16), uv=np.round(uv*65535).astype(np.uint16),
