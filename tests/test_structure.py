@@ -1,5 +1,5 @@
 """The rules that keep the house liveable. Each test lists every offender at once."""
-import ast, functools, io, json, re, statistics, subprocess, tokenize
+import ast, builtins, functools, io, json, re, statistics, subprocess, tokenize
 from pathlib import Path
 
 import pytest
@@ -7,7 +7,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted(ROOT.glob('nbs/*.ipynb'))
 COURSE = [p for p in NOTEBOOKS if re.match(r'\d\d[a-z]?_', p.name)]
-MAX_MODULE, MAX_CELL, MEDIAN_CELL, MAX_BYTES, MAX_PROSE = 400, 40, 8, 1_000_000, 140
+MAX_MODULE, MAX_CELL, MEDIAN_CELL, MAX_BYTES, MAX_PROSE = 400, 40, 8, 1_000_000, 165
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -181,6 +181,16 @@ def overload(node): return any('overload' in ast.unparse(d) or '.setter' in ast.
 def public(nodes): return [n for n in nodes if n.name[0] != '_' and not overload(n)]
 
 
+def explained(annotation):
+    "Whether an annotation is one class of this library: then its own docstring tells."
+    name = annotation.id if isinstance(annotation, ast.Name) else getattr(annotation, 'value', None)
+    return isinstance(name, str) and name in own_classes()
+
+
+@functools.cache
+def own_classes(): return {n.name for m in ORDER if module_path(m).exists() for n in tree(m).body if isinstance(n, ast.ClassDef) and n.name[0] != '_'}
+
+
 def comments(src):
     "Line number -> whether code stands before the comment."
     toks = [t for t in tokenize.generate_tokens(io.StringIO(src).readline) if t.type == tokenize.COMMENT]
@@ -189,21 +199,24 @@ def comments(src):
 
 def undocumented(src, node, returns):
     """Arguments of a function, and its return, that have no comment as fastcore's docments wants it: at the end of the
-    argument's own line (of two arguments on one line only the last has it), or alone on the line above. The command
-    line's arguments carry a `help=` instead."""
+    argument's own line (arguments on one line share it: `width: int, height: int, # px`), or alone on the line above.
+    The command line's arguments carry a `help=` instead, theirs or that of an option they share."""
     told, a = comments(src), node.args
     args = [x for x in [*a.posonlyargs, *a.args, a.vararg, *a.kwonlyargs, a.kwarg] if x]
     defaults = dict(zip(reversed([*a.posonlyargs, *a.args]), reversed(a.defaults))) | dict(zip(a.kwonlyargs, a.kw_defaults))
     last = {x.lineno: x for x in args}
+    shared = {t.id for n in ast.parse(src).body if isinstance(n, ast.Assign) and 'help=' in ast.unparse(n.value) for t in n.targets if isinstance(t, ast.Name)}
     def documented(x):
-        helped = any(n is not None and 'help=' in ast.unparse(n) for n in [x.annotation, defaults.get(x)])
+        parts = [n for n in [x.annotation, defaults.get(x)] if n is not None]
+        helped = explained(x.annotation) or any('help=' in ast.unparse(n) or (isinstance(n, ast.Name) and n.id in shared) for n in parts)
         end = max(x.end_lineno, getattr(defaults.get(x), 'end_lineno', 0))
-        return helped or (last[x.lineno] is x and (x.lineno in told or end in told or told.get(x.lineno - 1) is False))
+        one_line_signature = x.lineno == node.lineno and len(args) > 1
+        return helped or (not one_line_signature and (x.lineno in told or end in told or told.get(x.lineno - 1) is False))
     body = node.body[0].lineno
     after = [i for i in told if max([node.lineno - 1, *last]) < i < body and (not args or i > max(last) or a.args == [])]
     one_line = not args and node.lineno in told
     gives = any(isinstance(n, (ast.Return, ast.Yield)) and n.value is not None for n in own_nodes(node))
-    nothing = isinstance(node.returns, ast.Constant) and node.returns.value is None
+    nothing = (isinstance(node.returns, ast.Constant) and node.returns.value is None) or explained(node.returns)
     miss = [x.arg for x in args if x.arg not in ('self', 'cls') and not documented(x)]
     return miss + ['return'] * (returns and gives and not nothing and not after and not one_line)
 
@@ -219,7 +232,7 @@ def own_nodes(node):
 def undocumented_fields(src, node):
     "Fields of a dataclass without a comment on their lines or the line above."
     lines = src.splitlines()
-    def told(f): return any('#' in line for line in lines[f.lineno - 1:f.end_lineno]) or lines[f.lineno - 2].lstrip().startswith('#')
+    def told(f): return explained(f.annotation) or any('#' in line for line in lines[f.lineno - 1:f.end_lineno]) or lines[f.lineno - 2].lstrip().startswith('#')
     return [f.target.id for f in node.body if isinstance(f, ast.AnnAssign) and f.target.id[0] != '_' and not told(f)]
 
 
@@ -311,6 +324,34 @@ def test_pages_load_nothing_from_the_network():
     remote = re.compile(r'<(?:script|img|link|iframe)[^>]+(?:src|href)=["\']https?://[^"\']*')
     fail_if(f"{p.name} #{c['id']}: {m[0][:90]}" for p in NOTEBOOKS for c in cells(p) for t in [source(c), *(t for k, t in output_data(c) if k == 'text/html')]
             if (m := remote.search(t)))
+
+
+def names(node):
+    "Names that a syntax tree binds, and names that it uses."
+    bound, used = set(), set()
+    for n in ast.walk(node):
+        if isinstance(n, ast.Name): (used if isinstance(n.ctx, ast.Load) else bound).add(n.id)
+        elif isinstance(n, (ast.Import, ast.ImportFrom)): bound |= {(a.asname or a.name).split('.')[0] for a in n.names}
+        elif isinstance(n, (*FUNCTIONS, ast.ClassDef)): bound.add(n.name)
+        elif isinstance(n, ast.arg): bound.add(n.arg)
+        elif isinstance(n, ast.ExceptHandler) and n.name: bound.add(n.name)
+    return bound, used
+
+
+def docs_cannot_run(path):
+    "Cells with an import that use what another lesson cell made: the documentation runs exports and imports alone."
+    known = set(dir(builtins)) | {'display', 'get_ipython', '__file__'}
+    for c in code_cells(path):
+        if 'default_exp' in flags(c) or re.search(r'^#\|\s*eval:\s*false', source(c), flags=re.M): continue
+        tree = ast.parse(re.sub(r'^\s*[%!].*$', '', source(c), flags=re.M))
+        if c not in exported(path) and not any(isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.walk(tree)): continue
+        bound, used = names(tree)
+        if c not in exported(path) and (miss := used - bound - known): yield f"{path.name} #{c['id']}: imports, and uses {', '.join(sorted(miss))}"
+        known |= bound
+
+
+def test_the_documentation_can_run_what_imports():
+    fail_if(line for p in NOTEBOOKS for line in docs_cannot_run(p))
 
 
 def test_prose_fits_the_page():

@@ -48,7 +48,9 @@ def process(
 ) -> list[str]:      # one line for each page that failed
     "Run the documentation's own processing: every page is written anew into _proc."
     refresh_quarto_yml()
-    proc = proc_nbs(n_workers=workers, force=True)
+    try: proc = proc_nbs(n_workers=workers, force=True)
+    except Exception as e:  # a cell of a page failed in a worker; the message names the notebook and shows the cell
+        return [f"{e}\n(The documentation runs only cells that import something: let those do nothing else.)"]
     res = []
     for p in notebooks():
         page = proc/p.name
