@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_flow', 'strain_magnitude', 'block_mean', 'FlowTransformer', 'OpticalStrain', 'direction_votes', 'HOOF',
-           'affine_motion', 'RemoveHeadMotion', 'BiWOOF']
+           'robust_fit', 'affine_motion', 'RemoveHeadMotion', 'BiWOOF']
 
 # %% ../nbs/20_me_features.ipynb #89dc7870
 import numpy as np
@@ -78,19 +78,16 @@ class OpticalStrain(FlowTransformer):
 
     def _features(self, X): return block_mean(strain_magnitude(X), self.grid).reshape(len(X), -1)
 
-# %% ../nbs/20_me_features.ipynb #5cf91bbd
+# %% ../nbs/20_me_features.ipynb #a4bcbfc3
 def direction_votes(
     flow: Float[np.ndarray, "N 2 H W"],        # [px]
     bins: int,                                 # number of directions; bin 0 is centred on "to the right", counter-clockwise
 ) -> Float[np.ndarray, "N bins H W"]:          # each pixel's speed [px], shared between its two nearest directions
     "Each pixel's vote for directions, weighted by its speed."
-    u, v = flow[:, 0], flow[:, 1]
-    place = (np.arctan2(-v, u) % (2*np.pi))/(2*np.pi)*bins
-    speed, low = np.hypot(u, v), np.floor(place)
-    votes = np.zeros((len(flow), bins, *flow.shape[2:]))
-    for b, share in ((low, 1 - (place - low)), (low + 1, place - low)):
-        np.put_along_axis(votes, (b.astype(int) % bins)[:, None], (speed*share)[:, None] + np.take_along_axis(votes, (b.astype(int) % bins)[:, None], 1), 1)
-    return votes
+    place = (np.arctan2(-flow[:, 1], flow[:, 0]) % (2*np.pi))/(2*np.pi)*bins
+    apart = np.abs(place[:, None] - np.arange(bins)[:, None, None])         # from each bin's centre, in bins
+    near = np.maximum(1 - np.minimum(apart, bins - apart), 0)               # the circle closes: the last bin is next to the first
+    return near*np.hypot(flow[:, 0], flow[:, 1])[:, None]
 
 # %% ../nbs/20_me_features.ipynb #a821d48a
 class HOOF(FlowTransformer):
@@ -108,39 +105,42 @@ class HOOF(FlowTransformer):
         if self.normalise: h = h/np.maximum(h.sum(1 if self.normalise == 'block' else (1, 2, 3), keepdims=True), 1e-12)
         return np.moveaxis(h, 1, -1).reshape(len(X), -1)
 
-# %% ../nbs/20_me_features.ipynb #a1af0420
-def affine_motion(
-    flow: Float[np.ndarray, "2 H W"],       # [px]
+# %% ../nbs/20_me_features.ipynb #a6136782
+def robust_fit(
+    A: Float[np.ndarray, "P K"],            # one row of knowns a pixel
+    b: Float[np.ndarray, "P 2"],            # what A @ fit should be
     iterations: int = 5,                    # reweighted fits after the plain one; 0 for plain least squares
-) -> Float[np.ndarray, "2 H W"]:            # the affine flow that most of the picture follows [px]
-    "Robust fit of one affine motion to a flow field."
-    h, w = flow.shape[1:]
-    y, x = (np.mgrid[:h, :w] + .5 - np.array([h, w])[:, None, None]/2)/max(h, w)
-    A, b = np.stack([np.ones(h*w), x.ravel(), y.ravel()], 1), flow.reshape(2, -1).T
-    weight = np.ones(h*w)
+) -> Float[np.ndarray, "K 2"]:              # the fit that most rows agree on
+    "Least squares that listens less to rows which disagree (Holland & Welsch, 1977)."
+    weight = np.ones(len(A))
     for _ in range(iterations + 1):
         Aw = A*weight[:, None]
-        fit = A @ np.linalg.solve(Aw.T @ A, Aw.T @ b)
-        r = np.hypot(*(b - fit).T)
+        fit = np.linalg.solve(Aw.T @ A, Aw.T @ b)
+        r = np.hypot(*(b - A @ fit).T)
         weight = 1/(1 + (r/max(1.5*np.median(r), 1e-6))**2)
-    return fit.T.reshape(flow.shape)
+    return fit
 
-# %% ../nbs/20_me_features.ipynb #de753003
+# %% ../nbs/20_me_features.ipynb #e3c0612b
+def affine_motion(
+    flow: Float[np.ndarray, "2 H W"],       # [px]
+    iterations: int = 5,                    # see `robust_fit`
+    step: int = 1,                          # fit on every `step`-th pixel of each row and column
+) -> Float[np.ndarray, "2 H W"]:            # the affine flow that most of the picture follows [px]
+    "One affine motion for a whole flow field."
+    y, x = np.mgrid[:flow.shape[1], :flow.shape[2]]/max(flow.shape)
+    A = np.stack([np.ones(x.shape), x, y], -1)
+    some = A[::step, ::step].reshape(-1, 3), flow[:, ::step, ::step].reshape(2, -1).T
+    return np.moveaxis(A @ robust_fit(*some, iterations), -1, 0)
+
+# %% ../nbs/20_me_features.ipynb #d49bc1fa
 class RemoveHeadMotion(FlowTransformer):
     "Subtract from each flow field the affine motion that most of it follows: (N, 2, H, W)."
     def __init__(self,
-                 iterations: int = 5,               # reweighted fits, see `affine_motion`
+                 iterations: int = 5,               # reweighted fits, see `robust_fit`
                  step: int = 2):                    # fit on every `step`-th pixel of each row and column
         self.iterations, self.step = iterations, step
 
-    def _features(self, X):
-        h, w = X.shape[2:]
-        out = X.copy()
-        for f in out:
-            coarse = affine_motion(f[:, ::self.step, ::self.step], self.iterations)
-            du, dv = (coarse[:, 0, 1] - coarse[:, 0, 0])/self.step, (coarse[:, 1, 0] - coarse[:, 0, 0])/self.step
-            f -= coarse[:, :1, :1] + du[:, None, None]*np.arange(w) + dv[:, None, None]*np.arange(h)[:, None]
-        return out
+    def _features(self, X): return np.stack([f - affine_motion(f, self.iterations, self.step) for f in X])
 
 # %% ../nbs/20_me_features.ipynb #64107bf0
 class BiWOOF(FlowTransformer):
