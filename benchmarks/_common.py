@@ -1,0 +1,45 @@
+"What every benchmark's result file carries: machine, versions, date, command, bars; and the two flags that every script has."
+import argparse
+import datetime
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+
+from srflow_nb.core import atomic_write, versions
+
+RESULTS = Path(__file__).parent/'results'
+
+
+def arguments(description):
+    "Parse --quick and --json (and nothing else) for a benchmark script."
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument('--quick', action='store_true', help='a reduced form, under a minute')
+    parser.add_argument('--json', metavar='FILE', help='write the result here instead of benchmarks/results')
+    return parser.parse_args()
+
+
+def machine():
+    "The processor and its cores, as far as the operating system tells."
+    model = platform.processor()
+    if (info := Path('/proc/cpuinfo')).exists():
+        model = next((line.split(':')[1].strip() for line in info.read_text().splitlines() if line.startswith('model name')), model)
+    return dict(cpu=model or platform.machine(), cores=os.cpu_count(), system=platform.platform(terse=True))
+
+
+def bar(value, target, at_most=False):
+    "One bar: the value measured, what was asked for, and whether it is met."
+    met = value <= target if at_most else value >= target
+    return dict(value=round(float(value), 4), target=target, met=bool(met))
+
+
+def write(name, args, rows, bars, **more):
+    "Write the result file of script `name`, print where it lies and each bar, and return its path."
+    path = Path(args.json) if args.json else RESULTS/f'{name}.json'
+    command = ' '.join(['python', f'benchmarks/{name}.py', *sys.argv[1:]])
+    result = dict(machine=machine(), versions=versions(), date=datetime.date.today().isoformat(), command=command, quick=args.quick, **more, rows=rows, bars=bars)
+    with atomic_write(path, 'w') as f: f.write(json.dumps(result, indent=1)+'\n')
+    for key, b in bars.items(): print(f"{key}: {b['value']:g} (target {b['target']:g}): {'met' if b['met'] else 'MISSED'}")
+    print(f'wrote {path}')
+    return path
