@@ -141,19 +141,19 @@ def clip_flows(
         flows.append(resize_flow(flow[0].float().cpu().numpy(), size))
     return np.stack(flows)
 
-# %% ../nbs/21_me_recognition.ipynb #bfcb2221
+# %% ../nbs/21_me_recognition.ipynb #4f659817
 def make_features(
     grid: tuple[int, int] = (6, 6),      # blocks, rows and columns
     bins: int = 8,                       # directions of HOOF
 ) -> Pipeline:                           # takes flow (N,2,H,W), gives (N,D); learns nothing
     "Head motion removed, then optical strain and HOOF of each block."
-    return make_pipeline(RemoveHeadMotion(), make_union(OpticalStrain(grid), HOOF(grid, bins, normalise=None)))
+    return make_pipeline(RemoveHeadMotion(), make_union(OpticalStrain(grid), HOOF(grid, bins, normalise='clip')))
 
-# %% ../nbs/21_me_recognition.ipynb #0b64a91d
+# %% ../nbs/21_me_recognition.ipynb #f3efc266
 def make_classifier(
     grid: tuple[int, int] = (6, 6),      # blocks, rows and columns
     bins: int = 8,                       # directions of HOOF
-    C: float = .003,                     # softness of the margin (smaller is softer)
+    C: float = .0003,                    # softness of the margin (smaller is softer)
 ) -> Pipeline:                           # steps features, scale, svm; takes flow (N,2,H,W), predicts classes
     "`make_features`, scaled, and a linear SVM with balanced classes."
     svm = LinearSVC(C=C, class_weight='balanced', max_iter=20000, random_state=0)
