@@ -38,7 +38,7 @@ def rotmat_to_quat(
     q = q.gather(-2, best[..., None, None].expand(*best.shape, 1, 4)).squeeze(-2)
     return torch.nn.functional.normalize(torch.where(q[..., :1] < 0, -q, q), dim=-1)
 
-# %% ../nbs/03_gaussians.ipynb #0ff8a9a7
+# %% ../nbs/03_gaussians.ipynb #8e89d26a
 @dataclass(eq=False)
 class Gaussians:
     "N soft ellipsoids: places, orientations, sizes, opacities, colours, and (optionally) the surface they sit on."
@@ -65,7 +65,7 @@ class Gaussians:
 
     def to(self,
         *args,                                 # as for `Tensor.to`: a device, a dtype
-        **kwargs,
+        **kwargs,                              # likewise
     ) -> 'Gaussians':
         "The same Gaussians on another device or in another dtype."
         return self._map(lambda v: v.to(*args, **kwargs))
