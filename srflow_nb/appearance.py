@@ -53,8 +53,10 @@ def skin_color(
     "Albedo of skin from its two pigments (Beer-Lambert; after Tsumura et al., 2003)."
     return SKIN_BASE*np.exp(-np.multiply.outer(m, MELANIN)-np.multiply.outer(h, HAEMOGLOBIN))
 
-# %% ../nbs/05_appearance.ipynb #71369ef3
-def encode(linear):          # linear light, numpy or torch
+# %% ../nbs/05_appearance.ipynb #646d6db6
+def encode(
+    linear,                  # linear light, numpy or torch
+):                           # picture values in [0,1], the kind that `linear` is
     "Linear light to picture values (gamma 1/2.2), clipped to [0,1]."
     return linear.clip(0, 1)**(1/2.2)
 
@@ -95,7 +97,7 @@ def _mix(a, b, t):
     "Blend two lists of chances, so that they add up to 1."
     p = (1-t)*np.array(a)+t*np.array(b); return p/p.sum()
 
-# %% ../nbs/05_appearance.ipynb #c731317c
+# %% ../nbs/05_appearance.ipynb #6d765a8e
 @dataclass
 class Sites:
     "Points of the surface as the painter sees them: all at rest, on the template."
@@ -104,12 +106,18 @@ class Sites:
     masks: dict                  # name -> (N,) soft mask in [0,1]
 
     @classmethod
-    def on(cls, head: Head, triangles: Int[np.ndarray, "N"], barycentric: Float[np.ndarray, "N 3"]) -> 'Sites':
+    def on(cls,
+        head: Head,                               # whose surface
+        triangles: Int[np.ndarray, "N"],          # triangle of each point
+        barycentric: Float[np.ndarray, "N 3"],    # its weights in the triangle
+    ) -> 'Sites':
         "The sites of points given by triangle and barycentric weights."
         at = lambda a: (a[head.faces[triangles]]*barycentric.reshape(*barycentric.shape, *[1]*(a.ndim-1))).sum(1)
         return cls(at(head.vertices), head.regions[triangles], {k: at(m) for k, m in head.masks.items()})
 
-    def is_(self, *names: str) -> np.ndarray:   # (N,) bool
+    def is_(self,
+        *names: str,                              # of `REGIONS`
+    ) -> np.ndarray:                              # (N,) bool
         "Which points lie in one of these regions."
         return np.isin(self.regions, [REGIONS.index(n) for n in names])
 

@@ -63,21 +63,21 @@ def sway(
     unit = (a*np.sqrt(2)*np.sin(2*np.pi*f*t+phase)).sum(-1)
     return (unit*np.repeat([np.radians(degrees), metres], 3)).astype(np.float32)
 
-# %% ../nbs/07_motion.ipynb #1a69ee16
+# %% ../nbs/07_motion.ipynb #8bc6a37a
 def micro_expression(
     aus: dict,                   # AU -> intensity in [0,1], as for `expression_from_aus`
     frames: int = 66,            # length of the clip
     fps: float = 200.,           # frames a second
     onset: int|None = None,      # None: drawn; the expression lasts at most half a second
-    apex: int|None = None,
-    offset: int|None = None,
+    apex: int|None = None,       # None: drawn, about .44 of the way
+    offset: int|None = None,     # None: drawn
     *,
     peak: float = .3,            # strength at the apex; multiplies the intensities
     asymmetry: float = .2,       # standard deviation of the log gain between left and right
     drift: tuple = (.15, .0004), # head sway: degrees, metres
     blink: float = 0.,           # strength of a partial blink somewhere in the clip
-    seed: int = 0,
-    name: str = '',              # None given: the AUs
+    seed: int = 0,               # of everything drawn
+    name: str = '',              # '': the AUs
 ) -> Performance:
     "A short, weak, uneven expression with its onset, apex and offset."
     g = rng(seed, 'micro_expression'); onset, apex, offset = _micro_times(frames, fps, onset, apex, offset, g)
@@ -120,14 +120,14 @@ def add_blink(
         if n.startswith('eyeWide'): out[:, i] *= 1-lid
     return out
 
-# %% ../nbs/07_motion.ipynb #05041bed
+# %% ../nbs/07_motion.ipynb #770e3b31
 VISEMES = (dict(jawOpen=.35), dict(jawOpen=.18, mouthStretchLeft=.35, mouthStretchRight=.35), dict(jawOpen=.15, mouthFunnel=.6), dict(mouthPucker=.7, jawOpen=.08),
            dict(mouthPressLeft=.4, mouthPressRight=.4), dict(mouthRollLower=.5, jawOpen=.05), dict(jawOpen=.12, mouthUpperUpLeft=.2, mouthUpperUpRight=.2), dict())  # mouth shapes of speech
 
 def talking(
     frames: int = 100,           # length
     fps: float = 25.,            # frames a second
-    seed: int = 0,
+    seed: int = 0,               # of everything drawn
     *,
     syllables: float = 4.5,      # a second
 ) -> Performance:
