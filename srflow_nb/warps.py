@@ -48,7 +48,7 @@ def sample_at(
     grid = (torch.from_numpy(xy).float() + .5)*2/size - 1
     return F.grid_sample(image[None], grid[None], 'bicubic', 'reflection', align_corners=False)[0].clamp(0, 1)
 
-# %% ../nbs/11b_warps.ipynb #44761902
+# %% ../nbs/11b_warps.ipynb #7d762d7e
 def smooth_flow(
     g: np.random.Generator,          # where randomness comes from
     size: int,                       # side of the frame [px]
@@ -60,7 +60,7 @@ def smooth_flow(
         arrows = g.normal(size=(n, n, 2)).astype(np.float32)*(3/n)
         flow += cv2.resize(arrows, (size, size), interpolation=cv2.INTER_CUBIC)
     flow += affine_flow(g, size, turn=.02)
-    return flow*(amplitude/np.sqrt((flow**2).sum(-1).mean()))
+    return flow*np.float32(amplitude/np.sqrt((flow**2).sum(-1).mean()))
 
 # %% ../nbs/11b_warps.ipynb #2e7b6a5e
 def affine_flow(
