@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['EDGE_ON', 'BACK', 'CELL', 'SplatFlow', 'splat_flow', 'MeshFlow', 'mesh_flow', 'forward_backward_occlusion']
 
-# %% ../nbs/09_flow.ipynb #852e992d
+# %% ../nbs/09_flow.ipynb #31f4d29f
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor
 from .camera import Camera
 from .core import InputError, check_finite, check_name
 from .gaussians import Gaussians, quat_to_rotmat
-from .splat import project, splat
+from .splat import project, say_if_slow, splat
 
 # %% ../nbs/09_flow.ipynb #a8063552
 EDGE_ON = .05     # a projected tangent square thinner than this share of its size says nothing about its own turning
@@ -164,9 +165,17 @@ def _first_hits(tri, start, ids, points, width, height, face, depth, weights):
             z, b1, b2 = _hit(tri, ids[k], x, y)
             if z < depth[i]: face[i], depth[i], weights[i, 0], weights[i, 1] = ids[k], z, b1, b2
 
-# %% ../nbs/09_flow.ipynb #1893da4a
+# %% ../nbs/09_flow.ipynb #e8e70a17
+@functools.cache
+def _warm_cast():
+    "Compile the mesh caster, or load it from numba's cache; says so when it takes long."
+    with say_if_slow("compiling the mesh caster (once per machine, some seconds)"):
+        _first_hits(np.zeros((0, 3, 3)), *_cells(np.zeros((0, 3, 3)), 1, 1), np.zeros((1, 2)), 1, 1, np.zeros(1, int), np.zeros(1), np.zeros((1, 2)))
+
+# %% ../nbs/09_flow.ipynb #a0347c3a
 def _cast(corners, points, width, height):
     "First hits of picture points on projected triangles (F, 3, 3: u, v, depth): face, depth, weights of the last two corners."
+    _warm_cast()
     n = len(points)
     face, depth, weights = np.full(n, -1), np.full(n, np.inf), np.zeros((n, 2))
     _first_hits(corners, *_cells(corners, width, height), points, width, height, face, depth, weights)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ALPHA_MAX', 'ALPHA_MIN', 'T_MIN', 'TILE_W', 'TILE_H', 'LANES', 'ROW', 'PLANE', 'FAST', 'EXP2', 'BACKENDS', 'project',
-           'warm_up', 'splat', 'render']
+           'say_if_slow', 'warm_up', 'splat', 'render']
 
 # %% ../nbs/08_splat.ipynb #8d5a9bb6
 import functools, math, sys, threading, warnings
@@ -132,12 +132,16 @@ def _splat_reference(means2d, conics, opacities, features, depths, width, height
     full = torch.stack(tiles).reshape(ny, nx, size, size, C+1).transpose(1, 2).reshape(ny*size, nx*size, C+1)[:height, :width]
     return full[..., :C], full[..., C]
 
-# %% ../nbs/08_splat.ipynb #b0edf62e
+# %% ../nbs/08_splat.ipynb #5abf83cb
 TILE_W, TILE_H, LANES = 64, 16, 8
 ROW, PLANE = TILE_W+LANES, TILE_H*(TILE_W+LANES)      # a padded row, and a padded tile [px]
+
+# %% ../nbs/08_splat.ipynb #e767767a
 FAST = {'contract', 'nsz', 'arcp', 'nnan', 'ninf', 'reassoc'}
-_f32, _u64 = np.float32, np.uint64                    # unsigned indices: numba need not ask whether they count from the end
+_f32, _u64 = np.float32, np.uint64
 _MAX, _TMIN, _LOG2E, _LOG2_MIN = _f32(ALPHA_MAX), _f32(T_MIN), _f32(math.log2(math.e)), _f32(math.log2(ALPHA_MIN))
+
+# %% ../nbs/08_splat.ipynb #6dfaba02
 EXP2 = tuple(_f32(c) for c in np.polynomial.Chebyshev.interpolate(lambda x: 2.**x, 5, domain=[-1, 0])
              .convert(kind=np.polynomial.Polynomial).coef)
 
@@ -393,23 +397,26 @@ class _NumbaSplat(torch.autograd.Function):
         g = torch.from_numpy(out)
         return g[:, :2], g[:, 2:5], g[:, 5], g[:, 6:6+C], None, None, None
 
-# %% ../nbs/08_splat.ipynb #25eff959
+# %% ../nbs/08_splat.ipynb #33a41413
 @contextmanager
-def _say_if_slow(what, seconds=1.):
+def say_if_slow(
+    what: str,           # what is going on
+    seconds: float=1.,   # patience
+):
     "Print `what` to stderr if the block takes longer than `seconds`."
     timer = threading.Timer(seconds, lambda: print(f"srflow-nb: {what} ...", file=sys.stderr, flush=True))
     timer.daemon = True; timer.start()
     try: yield
     finally: timer.cancel()
 
-# %% ../nbs/08_splat.ipynb #7dc7c132
+# %% ../nbs/08_splat.ipynb #96abae34
 @functools.cache
 def warm_up(
     channels: int=4,     # number of feature channels, a multiple of 4
 ):
     "Compile the CPU rasterizer for this many channels, or load it from numba's cache."
     args = [torch.zeros(1, 2), torch.tensor([[1., 0, 1]]), torch.ones(1), torch.zeros(1, channels)]
-    with _say_if_slow(f"compiling the CPU rasterizer for {channels} channels (once per machine, some seconds)"), torch.enable_grad():
+    with say_if_slow(f"compiling the CPU rasterizer for {channels} channels (once per machine, some seconds)"), torch.enable_grad():
         image, _ = _NumbaSplat.apply(*[a.requires_grad_() for a in args], np.zeros(1, np.int64), 1, 1)
         image.sum().backward()
 
