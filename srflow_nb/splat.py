@@ -136,9 +136,13 @@ def _splat_reference(means2d, conics, opacities, features, depths, width, height
 TILE_W, TILE_H, LANES = 64, 16, 8
 ROW, PLANE = TILE_W+LANES, TILE_H*(TILE_W+LANES)      # a padded row, and a padded tile [px]
 
-# %% ../nbs/08_splat.ipynb #e767767a
+# %% ../nbs/08_splat.ipynb #92a0c175
 FAST = {'contract', 'nsz', 'arcp', 'nnan', 'ninf', 'reassoc'}
+
+# %% ../nbs/08_splat.ipynb #3b27e8c4
 _f32, _u64 = np.float32, np.uint64
+
+# %% ../nbs/08_splat.ipynb #66ac7a78
 _MAX, _TMIN, _LOG2E, _LOG2_MIN = _f32(ALPHA_MAX), _f32(T_MIN), _f32(math.log2(math.e)), _f32(math.log2(ALPHA_MIN))
 
 # %% ../nbs/08_splat.ipynb #6dfaba02
