@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WHEEL_STEPS', 'WHEEL_CORNERS', 'UNKNOWN', 'to_uint8', 'wheel_color', 'flow_radius', 'flow_to_rgb', 'flow_wheel',
-           'image_html', 'Html', 'show_images', 'error_map', 'error_vmax', 'wheel_html', 'colorbar_html', 'show_flow',
-           'add_wheel', 'contact_sheet', 'scrubber']
+           'image_bytes', 'image_html', 'Html', 'show_images', 'error_map', 'error_vmax', 'wheel_html', 'colorbar_html',
+           'show_flow', 'add_wheel', 'contact_sheet', 'scrubber']
 
 # %% ../nbs/01_viz.ipynb #c36806c0
 import base64, html
@@ -105,14 +105,20 @@ def flow_wheel(
     rgb[r > 1 + 1/size] = 255
     return rgb
 
-# %% ../nbs/01_viz.ipynb #213c13d5
-def _encode(rgb, fmt, quality):
+# %% ../nbs/01_viz.ipynb #210b1a7a
+def image_bytes(
+    image,            # anything that `to_uint8` accepts
+    fmt: str='webp',  # webp, png or jpeg
+    quality: int=85,  # of the encoder, 1..100; above 100: lossless WebP
+) -> bytes:           # what a file of that format holds
+    "A picture as the bytes of a file."
+    rgb = to_uint8(image)
     args = [cv2.IMWRITE_WEBP_QUALITY, quality] if fmt == 'webp' else [cv2.IMWRITE_JPEG_QUALITY, quality] if fmt == 'jpeg' else []
     ok, data = cv2.imencode(f'.{fmt}', rgb[..., ::-1], args)
     if not ok: raise InputError(f"picture of shape {rgb.shape} cannot be encoded as {fmt}")
     return data.tobytes()
 
-# %% ../nbs/01_viz.ipynb #9b7d7c1e
+# %% ../nbs/01_viz.ipynb #906920fe
 def image_html(
     image,                   # anything that `to_uint8` accepts
     width: int|None=None,    # width on the page [px]; larger pictures are reduced to it, small ones enlarged
@@ -126,7 +132,7 @@ def image_html(
     w = rgb.shape[1]
     if width and width < w: rgb = cv2.resize(rgb, (width, max(1, round(rgb.shape[0] * width / w))), interpolation=cv2.INTER_AREA)
     if width and width >= 2*w: style, quality = f'image-rendering:pixelated;{style}', 101
-    data = base64.b64encode(_encode(rgb, fmt, quality)).decode()
+    data = base64.b64encode(image_bytes(rgb, fmt, quality)).decode()
     return (f'<img alt="{html.escape(alt)}" src="data:image/{fmt};base64,{data}" width="{width or w}" '
             f'style="display:block;max-width:100%;height:auto;margin:0;{style}">')
 
