@@ -48,7 +48,7 @@ def parse_size(
     if not (1 <= width <= 8192 and 1 <= height <= 8192): raise InputError(f"--size: {text} given, expected 1x1 to 8192x8192")
     return width, height
 
-# %% ../nbs/24_cli.ipynb #fb96bfc2
+# %% ../nbs/24_cli.ipynb #608d834f
 def report(
     result: dict,       # what was measured; plain numbers, strings, lists, dictionaries
     file: Path|None,    # where to write it for machines; None: nowhere
@@ -58,7 +58,7 @@ def report(
         if not isinstance(v, (dict, list)): print(f"{k:>16}  {v:.4g}" if isinstance(v, float) else f"{k:>16}  {v}")
     if file is None: return
     from srflow_nb.core import atomic_write
-    with atomic_write(file, 'w') as f: json.dump(result, f, indent=1)
+    with atomic_write(file, 'w') as f: json.dump(result, f, indent=1, allow_nan=False)
 
 # %% ../nbs/24_cli.ipynb #a500ceb0
 def split_names(
@@ -171,7 +171,7 @@ def train(
     seconds = time.perf_counter() - start
     report(dict(written=str(out), pairs=len(pairs), seconds=seconds) | {k: v[-1] for k, v in log.items()} | dict(steps=config.steps), json_file)
 
-# %% ../nbs/24_cli.ipynb #aeeebd2d
+# %% ../nbs/24_cli.ipynb #42613df1
 @app.command()
 def evaluate(
     data: Annotated[Path, typer.Option(help='Folder of a data set made by make-data.')],
@@ -190,7 +190,8 @@ def evaluate(
     pairs = FlowDataset(data, split, frames)
     table = benchmark_table(benchmark_flow(pairs, {n: get_estimator(n) for n in split_names(models)}))
     print(table.round(3).to_string())
-    report(dict(data=str(data), split=split, models=table.to_dict('index'), versions=versions()), json_file)
+    numbers = table.astype(object).where(table.notna(), None).to_dict('index')     # JSON knows no NaN
+    report(dict(data=str(data), split=split, models=numbers, versions=versions()), json_file)
 
 # %% ../nbs/24_cli.ipynb #28bc8dab
 @app.command()

@@ -48,7 +48,7 @@ class DemoPreset:
 
 PRESETS = dict(quick=DemoPreset(), standard=DemoPreset(pairs=600, size=320, steps=900, photo=24, clips=(60, 60, 60), subjects=(8, 10, 12)))
 
-# %% ../nbs/23_demo.ipynb #e4b1f5fa
+# %% ../nbs/23_demo.ipynb #015ca12a
 class Stages:
     "Runs named stages at most once in a folder."
     def __init__(self,
@@ -75,7 +75,7 @@ class Stages:
             self.log(f'[{name}] {what}')
             start = time.perf_counter()
             done = dict(result=make(), seconds=time.perf_counter() - start)
-            with atomic_write(path, 'w') as f: json.dump(done, f)
+            with atomic_write(path, 'w') as f: json.dump(done, f, allow_nan=False)
         self.seconds[name] = round(done['seconds'], 2)
         return done['result']
 
@@ -141,7 +141,7 @@ def flow_models(
     trained = {f'srflownet-{run}': get_estimator(str(out/'runs'/run)) for run in RUNS[::-1]}
     return {n: get_estimator(n) for n in ('zero', 'dis', 'deepflow')} | trained
 
-# %% ../nbs/23_demo.ipynb #c1459d89
+# %% ../nbs/23_demo.ipynb #93ecf9fa
 COLUMNS = ['epe', 'epe_fg', 'epe_bg', 'epe_moving', 'px1_outliers', 'px3_outliers', 'px5_outliers', 'seconds']
 
 def compare(
@@ -150,10 +150,10 @@ def compare(
 ) -> dict:                     # models: {name: {metric: value}}, gain: interval of DIS minus ours
     "Every model on every pair."
     scores = benchmark_flow(items, models)
-    table = benchmark_table(scores)[COLUMNS]
-    table = table.where(table.notna(), None)
+    rows = benchmark_table(scores)[COLUMNS].to_dict('index')
+    found = {n: {k: None if np.isnan(v) else v for k, v in r.items()} for n, r in rows.items()}   # JSON knows no NaN
     gains = {n: dict(zip(('mean', 'low', 'high'), paired_interval(scores, n, 'srflownet-srflow'))) for n in models if n != 'srflownet-srflow'}
-    return dict(models=table.to_dict('index'), pairs=len(items), worse_by_px=gains)
+    return dict(models=found, pairs=len(items), worse_by_px=gains)
 
 # %% ../nbs/23_demo.ipynb #86501f0e
 def maps_html(
@@ -212,7 +212,7 @@ def run_stages(
                   seed=seed, preset=name, settings=asdict(preset), versions=versions(), cores=os.cpu_count())
     return report, dict(people=people, truth=truth['html'], curves=curves, maps=maps)
 
-# %% ../nbs/23_demo.ipynb #731c6431
+# %% ../nbs/23_demo.ipynb #fb8b9495
 def run_demo(
     out: str|Path,             # folder for everything that is made
     preset: str = 'quick',     # 'quick' or 'standard'
@@ -223,7 +223,7 @@ def run_demo(
     out, settings = Path(out), PRESETS[check_name(preset, PRESETS, 'preset')]
     if out.exists() and not out.is_dir(): raise InputError(f'{out}: is a file, expected a folder')
     report, pictures = run_stages(out, preset, settings, seed, log)
-    with atomic_write(out/'report.json', 'w') as f: json.dump(report, f, indent=1)
+    with atomic_write(out/'report.json', 'w') as f: json.dump(report, f, indent=1, allow_nan=False)
     write_page(out/'report.html', 'srflow-nb: the main job', *page_parts(report, pictures))
     return report
 
