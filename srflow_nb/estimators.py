@@ -49,31 +49,46 @@ def zero_flow(
     check_frames(frame1, frame2)
     return torch.zeros_like(frame1[:, :2])
 
-# %% ../nbs/15_estimators.ipynb #0722ff3d
-def dis_flow(frame1, frame2):
+# %% ../nbs/15_estimators.ipynb #07bc0b1a
+def dis_flow(
+    frame1: Float[Tensor, "B 3 H W"],    # RGB in [0,1]
+    frame2: Float[Tensor, "B 3 H W"],    # RGB in [0,1]
+) -> Float[Tensor, "B 2 H W"]:           # flow [px]
     "Dense inverse search (Kroeger et al., 2016), OpenCV's medium preset."
     method = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     return run_opencv(lambda a, b: method.calc(a, b, None), frame1, frame2)
 
-# %% ../nbs/15_estimators.ipynb #d7238b09
-def deep_flow(frame1, frame2):
+# %% ../nbs/15_estimators.ipynb #63d19d2a
+def deep_flow(
+    frame1: Float[Tensor, "B 3 H W"],    # RGB in [0,1]
+    frame2: Float[Tensor, "B 3 H W"],    # RGB in [0,1]
+) -> Float[Tensor, "B 2 H W"]:           # flow [px]
     "DeepFlow (Weinzaepfel et al., 2013), OpenCV's variational part."
     method = cv2.optflow.createOptFlow_DeepFlow()
     return run_opencv(lambda a, b: method.calc(a, b, None), frame1, frame2)
 
-# %% ../nbs/15_estimators.ipynb #4a019699
-def sparse_to_dense_flow(frame1, frame2):
+# %% ../nbs/15_estimators.ipynb #fd33e3df
+def sparse_to_dense_flow(
+    frame1: Float[Tensor, "B 3 H W"],    # RGB in [0,1]
+    frame2: Float[Tensor, "B 3 H W"],    # RGB in [0,1]
+) -> Float[Tensor, "B 2 H W"]:           # flow [px]
     "Lucas-Kanade tracks on a grid, spread along image edges (OpenCV's SparseToDense)."
     return run_opencv(cv2.optflow.calcOpticalFlowSparseToDense, frame1, frame2, grey=False)
 
-# %% ../nbs/15_estimators.ipynb #936c5e7a
-def tvl1_flow(frame1, frame2):
+# %% ../nbs/15_estimators.ipynb #bdb053e2
+def tvl1_flow(
+    frame1: Float[Tensor, "B 3 H W"],    # RGB in [0,1]
+    frame2: Float[Tensor, "B 3 H W"],    # RGB in [0,1]
+) -> Float[Tensor, "B 2 H W"]:           # flow [px]
     "TV-L1 (Zach et al., 2007), OpenCV's dual solver."
     method = cv2.optflow.createOptFlow_DualTVL1()
     return run_opencv(lambda a, b: method.calc(a, b, None), frame1, frame2)
 
-# %% ../nbs/15_estimators.ipynb #36877b1b
-def farneback_flow(frame1, frame2):
+# %% ../nbs/15_estimators.ipynb #6f7d0ffe
+def farneback_flow(
+    frame1: Float[Tensor, "B 3 H W"],    # RGB in [0,1]
+    frame2: Float[Tensor, "B 3 H W"],    # RGB in [0,1]
+) -> Float[Tensor, "B 2 H W"]:           # flow [px]
     "Polynomial expansion (Farneback, 2003), with OpenCV's usual settings."
     calc = lambda a, b: cv2.calcOpticalFlowFarneback(a, b, None, .5, 5, 15, 3, 5, 1.2, 0)
     return run_opencv(calc, frame1, frame2)

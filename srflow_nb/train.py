@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['PRESETS', 'TrainConfig', 'preset', 'random_crop', 'random_flip', 'random_light', 'random_warp', 'make_sample',
            'make_batch', 'Objective', 'learning_rate', 'save_checkpoint', 'load_checkpoint', 'read_log', 'write_log',
-           'check_loss', 'batches', 'validate', 'train_step', 'log_line', 'train']
+           'check_loss', 'torch_threads', 'batches', 'validate', 'train_step', 'log_line', 'train']
 
-# %% ../nbs/16_train.ipynb #dcd07726
+# %% ../nbs/16_train.ipynb #f95a08b5
 import csv
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -27,9 +28,9 @@ from tqdm.auto import tqdm
 from .core import InputError, atomic_write, check_name, rng, seed_everything
 from .losses import SRFlowLoss
 from .model import SRFlowNet, classical_start
-from .warps import sample_at, smooth_flow
+from .warps import log_uniform, pixel_grid, sample_at, smooth_flow
 
-# %% ../nbs/16_train.ipynb #f72ddede
+# %% ../nbs/16_train.ipynb #b2d36034
 @dataclass
 class TrainConfig:
     "Everything that decides what a training run computes."
@@ -48,15 +49,16 @@ class TrainConfig:
     noise: float = 5.                    # largest sensor noise added in training [grey levels of 255]
     loss: dict = field(default_factory=dict)  # settings of `SRFlowLoss`, e.g. {'gradient': .2}
     seed: int = 0                        # of weights, crops, noise, order
+    threads: int = 1                     # PyTorch threads on a CPU; the same number, the same bits
     save_every: int = 50                 # steps between checkpoints
     log_every: int = 10                  # steps between lines of the log
     def __post_init__(self):
-        for name in ('steps', 'batch', 'crop', 'iters', 'save_every', 'log_every'):
+        for name in ('steps', 'batch', 'crop', 'iters', 'warmup', 'threads', 'save_every', 'log_every'):
             if getattr(self, name) < 1: raise InputError(f'TrainConfig: {name} is {getattr(self, name)}; expected at least 1')
         if self.crop % 4: raise InputError(f'TrainConfig: crop is {self.crop}; expected a multiple of 4')
 
-# %% ../nbs/16_train.ipynb #6deb7d87
-PRESETS = {'quick': dict(steps=120), 'laptop': dict(steps=1500, crop=256), 'gpu': dict(steps=30000, batch=16, crop=320, lr=1e-3, warmup=500)}
+# %% ../nbs/16_train.ipynb #036bcb32
+PRESETS = {'quick': dict(steps=120), 'laptop': dict(steps=1000, crop=192), 'gpu': dict(steps=30000, batch=16, crop=320, lr=1e-3, warmup=500)}
 
 def preset(
     name: str,                           # quick (about a minute on 2 cores), laptop (a quarter of an hour) or gpu
@@ -104,15 +106,15 @@ def random_light(
         return (bright + sigma*grain).round().clamp(0, 255)/255
     return shoot(frame1, gain), shoot(frame2, gain*drift)
 
-# %% ../nbs/16_train.ipynb #c2c19e7a
+# %% ../nbs/16_train.ipynb #0ce8aede
 def random_warp(
     pair: dict,                          # square maps, as from `FlowDataset`
     g: np.random.Generator,              # where randomness comes from
 ) -> dict:                               # frame 1 made anew from frame 2: everything moves, by a known flow
     "Replace the motion of a pair by a smooth random one that moves the background, too."
     size = pair['frame2'].shape[-1]
-    flow = smooth_flow(g, size, np.exp(g.uniform(np.log(.2), np.log(8.))))
-    xy = np.stack(np.meshgrid(np.arange(size), np.arange(size)), -1) + flow
+    flow = smooth_flow(g, size, log_uniform(g, .2, 8.))
+    xy = pixel_grid(size) + flow
     everywhere = torch.ones(size, size, dtype=torch.bool)
     return dict(frame1=sample_at(pair['frame2'], xy), frame2=pair['frame2'], flow=torch.from_numpy(flow).permute(2, 0, 1),
                 valid=torch.from_numpy(((xy >= 0) & (xy <= size - 1)).all(-1)), mask=everywhere)
@@ -237,7 +239,17 @@ def check_loss(
     with atomic_write(path) as f: f.write(safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in batch.items()}))
     raise FloatingPointError(f'step {step}: loss {total.item()}, gradient {norm.item()}; the batch is in {path}, weights up to the last checkpoint are kept')
 
-# %% ../nbs/16_train.ipynb #fbe53340
+# %% ../nbs/16_train.ipynb #70ce0412
+@contextmanager
+def torch_threads(
+    n: int,                              # threads inside the block
+):
+    "Let PyTorch compute on `n` threads, and restore the caller's setting afterwards."
+    before = torch.get_num_threads(); torch.set_num_threads(n)
+    try: yield
+    finally: torch.set_num_threads(before)
+
+# %% ../nbs/16_train.ipynb #011cb615
 def batches(
     dataset,                             # indexable; dicts as from `FlowDataset`
     config: TrainConfig,                 # steps, batch, seed
@@ -246,7 +258,7 @@ def batches(
     world: int=1,                        # number of processes
 ):                                       # yields (step, batch)
     "All batches of a run, each made in the background while the one before is used."
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         make = lambda step: pool.submit(make_batch, dataset, config, step, rank, world)
         ahead = make(first) if first < config.steps else None
         for step in range(first, config.steps):
@@ -298,7 +310,7 @@ def log_line(
     "The mean of every term over the last steps."
     return dict(step=step) | {k: float(np.mean([float(s[k]) for s in seen])) for k in seen[0]} | dict(val_epe=val_epe)
 
-# %% ../nbs/16_train.ipynb #258bbca8
+# %% ../nbs/16_train.ipynb #e37fa2cd
 def train(
     config: TrainConfig,                 # what to compute
     dataset,                             # training pairs: indexable, dicts as from `FlowDataset`
@@ -316,7 +328,7 @@ def train(
     objective, optimizer = accelerator.prepare(Objective(net, config), optimizer)
     first = load_checkpoint(last, net, optimizer, config) if resume and last.exists() else 0
     log, seen, main = read_log(out/'log.csv', first) if first else {}, [], accelerator.is_main_process
-    with tqdm(total=config.steps, initial=first, desc='training', unit='step', disable=not (progress and main)) as bar:
+    with torch_threads(config.threads), tqdm(total=config.steps, initial=first, desc='training', unit='step', disable=not (progress and main)) as bar:
         for step, batch in batches(dataset, config, first, accelerator.process_index, accelerator.num_processes):
             seen.append(train_step(objective, optimizer, accelerator, batch, step, config, out))
             done = step + 1; bar.update()

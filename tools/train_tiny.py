@@ -93,11 +93,11 @@ def table(rows):
 
 
 def main():
-    a = arguments(); torch.set_num_threads(a.threads)
+    a = arguments()
     data, run, clock = a.work/'data', a.work/'run', a.work/'seconds.json'
     make_dataset(data, a.pairs, a.size, a.size, a.data_seed, a.workers, resume=True)
     training, test = FlowDataset(data, 'training'), FlowDataset(data, 'test')
-    config = TrainConfig(steps=a.steps, crop=a.crop, lr=a.lr, seed=a.seed, warmup=20, save_every=25)
+    config = TrainConfig(steps=a.steps, crop=a.crop, lr=a.lr, seed=a.seed, warmup=20, save_every=25, threads=a.threads)
     spent, began = json.loads(clock.read_text()) if clock.exists() else 0., time.time()
     try: train(config, training, run)
     finally: clock.write_text(json.dumps(spent + time.time() - began))

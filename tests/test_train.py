@@ -1,0 +1,121 @@
+"Promises of 16_train: it learns, survives kill -9 exactly, stops at NaN, refuses to mix runs."
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from srflow_nb.core import InputError, rng
+from srflow_nb.model import SRFlowNet
+from srflow_nb.train import (PRESETS, TrainConfig, batches, learning_rate, make_batch, preset, random_crop, random_flip,
+                             random_warp, read_log, train)
+from srflow_nb.warps import WarpDataset, photo, sample_at
+
+SMALL = dict(steps=12, batch=2, crop=48, warmup=2, save_every=4, log_every=2)
+
+
+def data(): return WarpDataset([photo('coffee'), photo('gravel')], n=6, size=64, seed=1)
+
+
+def weights(folder): return SRFlowNet.from_pretrained(folder).state_dict()
+
+
+class OnePair:
+    "A data set of a single pair, for learning by heart."
+    def __init__(self): self.pair = data()[0]
+    def __len__(self): return 1
+    def __getitem__(self, i): return self.pair
+
+
+def test_training_lowers_the_loss(tmp_path):
+    config = TrainConfig(steps=40, batch=2, crop=64, warmup=4, save_every=40, log_every=5, noise=0., warped=0., still=0.)
+    log = train(config, OnePair(), tmp_path, progress=False)
+    assert log['loss'][-1] < .8*log['loss'][0] and log['epe'][-1] < log['epe'][0]
+    assert (tmp_path/'model.safetensors').exists() and (tmp_path/'train.json').exists()
+
+
+def test_resume_after_kill_gives_same_weights(tmp_path):
+    code = ("import torch; torch.set_num_threads(1)\n"
+            "import sys; sys.path.insert(0, 'tests')\n"
+            "from test_train import *\n"
+            "train(TrainConfig(**SMALL), data(), sys.argv[1], progress=False)\n")
+    run = lambda folder: subprocess.Popen([sys.executable, '-c', code, str(folder)], cwd=os.path.dirname(os.path.dirname(__file__)))
+    whole = run(tmp_path/'whole'); broken = run(tmp_path/'broken'); began = time.time()
+    while not (tmp_path/'broken'/'last.pt').exists() and time.time() - began < 120: time.sleep(.01)
+    broken.send_signal(signal.SIGKILL); broken.wait()
+    killed_at = torch.load(tmp_path/'broken'/'last.pt', weights_only=True)['step']
+    assert run(tmp_path/'broken').wait() == 0 and whole.wait() == 0
+    assert 0 < killed_at < SMALL['steps']
+    a, b = weights(tmp_path/'whole'), weights(tmp_path/'broken')
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert read_log(tmp_path/'whole'/'log.csv')['step'] == read_log(tmp_path/'broken'/'log.csv')['step']
+
+
+def test_a_finished_run_is_not_run_again(tmp_path):
+    log = train(TrainConfig(**SMALL), data(), tmp_path, progress=False)
+    class Untouchable:
+        def __len__(self): return 6
+        def __getitem__(self, i): raise AssertionError('asked for data')
+    assert train(TrainConfig(**SMALL), Untouchable(), tmp_path, progress=False)['step'] == log['step']
+
+
+def test_another_configuration_is_refused_by_name(tmp_path):
+    train(TrainConfig(**SMALL), data(), tmp_path, progress=False)
+    with pytest.raises(InputError, match='lr was'): train(TrainConfig(**SMALL, lr=1e-5), data(), tmp_path, progress=False)
+
+
+def test_damaged_checkpoint_is_named(tmp_path):
+    (tmp_path/'last.pt').write_bytes(b'not a checkpoint')
+    with pytest.raises(InputError, match='last.pt'): train(TrainConfig(**SMALL), data(), tmp_path, progress=False)
+
+
+def test_nan_stops_the_run_and_saves_the_batch(tmp_path):
+    class Poisoned(WarpDataset):
+        def __getitem__(self, i): return super().__getitem__(i) | dict(frame1=torch.full((3, 64, 64), float('nan')))
+    poisoned = Poisoned([photo('coffee')], n=3, size=64)
+    with pytest.raises((FloatingPointError, ValueError), match='step 0|NaN|nan'):
+        train(TrainConfig(**SMALL | dict(warped=0., still=0.)), poisoned, tmp_path, progress=False)
+    assert not (tmp_path/'model.safetensors').exists()
+
+
+def test_batches_are_a_function_of_the_step():
+    config, d = TrainConfig(**SMALL), data()
+    late = dict(batches(d, config, first=9))
+    for step, batch in batches(d, config):
+        if step in late:
+            for key in batch: assert torch.equal(batch[key], late[step][key])
+
+
+def test_processes_share_a_batch():
+    config, d = TrainConfig(**SMALL | dict(batch=4)), data()
+    whole, parts = make_batch(d, config, 3), [make_batch(d, config, 3, rank=r, world=2) for r in range(2)]
+    for key in whole: assert torch.equal(torch.stack([parts[0][key], parts[1][key]], 1).flatten(0, 1), whole[key])
+
+
+def test_flip_and_warp_keep_the_definition_of_flow():
+    pair = random_crop(data()[2], rng(0, 'crop'), 48)
+    for change in (random_warp, lambda p, g: random_flip(random_warp(p, g), g)):
+        new = change(pair, rng(1, 'change'))
+        x = torch.stack(torch.meshgrid(torch.arange(48.), torch.arange(48.), indexing='xy'), -1)
+        miss = (sample_at(new['frame2'], (x + new['flow'].permute(1, 2, 0)).numpy()) - new['frame1']).abs().mean(0)
+        assert miss[new['valid']].mean() < .01
+
+
+def test_learning_rate_rises_and_falls():
+    rates = [learning_rate(s, TrainConfig(steps=100, warmup=10, lr=1.)) for s in range(100)]
+    assert rates[0] == pytest.approx(.1) and max(rates) == pytest.approx(1.) and rates[-1] < .03
+    assert all(a < b for a, b in zip(rates[:9], rates[1:10])) and all(a >= b for a, b in zip(rates[10:], rates[11:]))
+
+
+@pytest.mark.parametrize('name', PRESETS)
+def test_presets_are_configurations(name): assert preset(name, seed=3).seed == 3
+
+
+@pytest.mark.parametrize('call, words', [
+    (lambda: preset('quik'), 'quick'), (lambda: TrainConfig(steps=0), 'steps is 0'), (lambda: TrainConfig(crop=50), 'multiple of 4'),
+    (lambda: random_crop(data()[0], rng(0), 128), 'smaller than the crop')])
+def test_mistakes_are_named(call, words):
+    with pytest.raises(InputError, match=words): call()
