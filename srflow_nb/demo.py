@@ -7,9 +7,9 @@ __all__ = ['PRESETS', 'RUNS', 'COLUMNS', 'DemoPreset', 'Stages', 'people_html', 
            'compare', 'maps_html', 'fastest_pair', 'microexpr', 'run_stages', 'run_demo', 'flow_table', 'me_table',
            'verdict', 'page_parts', 'confusion_html', 'print_summary']
 
-# %% ../nbs/23_demo.ipynb #7032ed20
+# %% ../nbs/23_demo.ipynb #ccc7fe80
 import json, os, sys, time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import joblib
@@ -34,14 +34,14 @@ from .viz import (colorbar_html, contact_sheet, error_map, error_vmax, flow_radi
                            show_images, wheel_html)
 from .warps import WarpDataset, photo_pairs
 
-# %% ../nbs/23_demo.ipynb #ef6e82a3
+# %% ../nbs/23_demo.ipynb #7e282d13
 @dataclass(frozen=True)
 class DemoPreset:
     "How much of everything the main job does."
     pairs: int = 150          # rendered frame pairs, a fifth of the people held out
     size: int = 256           # side of the frames [px]
     gaussians: int = 20_000   # Gaussians a person
-    steps: int = 150          # training steps of each of the two networks
+    steps: int = 120          # training steps of each of the two networks
     photo: int = 8            # warps of the held-out photograph
     clips: tuple = (30, 30, 30)   # micro-expression clips in the manner of SMIC, CASME II and SAMM
     subjects: tuple = (5, 6, 7)   # people who show them
@@ -117,7 +117,7 @@ def truth_html(
         html += str(show_flow(truth.rgb, flow, exact, error=error, vmax=top, titles=['frame', mode, 'exact', 'error'], width=210))
     return dict(html=html, errors=errors)
 
-# %% ../nbs/23_demo.ipynb #e959c446
+# %% ../nbs/23_demo.ipynb #fa0d685a
 RUNS = ('srflow', 'generic')
 
 def train_twin(
@@ -128,7 +128,8 @@ def train_twin(
 ) -> list:                     # [step, loss] of the log
     "Train one of the two networks; goes on where it was stopped."
     data = FlowDataset(out/'data') if run == 'srflow' else WarpDataset(n=preset.pairs, size=preset.size, seed=seed)
-    config = train_preset('quick', size='tiny', steps=preset.steps, seed=seed, crop=min(192, preset.size//4*4), log_every=1)
+    config = train_preset('quick', size='tiny', steps=preset.steps, seed=seed, log_every=1)
+    config = replace(config, crop=min(config.crop, preset.size//4*4))
     with single_thread(): train(config, data, out/'runs'/run, progress=run == RUNS[0])
     log = pd.read_csv(out/'runs'/run/'log.csv')
     return log[['step', 'loss']].values.tolist()

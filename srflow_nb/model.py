@@ -7,9 +7,9 @@ __all__ = ['LUMA', 'OPEN', 'CAREFUL', 'SIZES', 'pyramid', 'resize_flow', 'variat
            'box_mean', 'central_gradient', 'lucas_kanade', 'SuperKernelBlock', 'convex_upsample', 'changed', 'measure',
            'RefineStep', 'open_share', 'Pretrained', 'ModelConfig', 'check_frames', 'SRFlowNet', 'load_model']
 
-# %% ../nbs/14_model.ipynb #5a7f2991
+# %% ../nbs/14_model.ipynb #ceaa9ff0
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2

@@ -146,7 +146,7 @@ def test_gsplat_without_cuda_says_what_to_install():
         splat(*cloud(n=5), backend='gsplat')
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+@pytest.mark.cuda
 def test_gsplat_draws_and_differentiates_like_numba():
     scene = cloud()
     *_, touchy = brute_force(*scene)
