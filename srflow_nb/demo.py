@@ -239,12 +239,13 @@ def flow_table(
     table = table.dropna(axis=1, how='all')
     return table if 'EPE outside [px]' in table else table.drop(columns='EPE face [px]')   # a photograph without a mask
 
-# %% ../nbs/23_demo.ipynb #1fc8f4f9
+# %% ../nbs/23_demo.ipynb #1918f0e7
 def me_table(
     result: dict,              # from `microexpr`
 ) -> pd.DataFrame:             # one row an estimator
     "Pooled UF1 and UAR, over all and for each data set."
-    rows = {n: dict(UF1=r['uf1'], UAR=r['uar']) | {f'UF1 {d}': v['uf1'] for d, v in r['per_dataset'].items()} for n, r in result['estimators'].items()}
+    interval = lambda r: '{:.2f} to {:.2f}'.format(*r['uf1_interval'])
+    rows = {n: {'UF1': r['uf1'], 'UF1 95 %': interval(r), 'UAR': r['uar']} | {f'UF1 {d}': v['uf1'] for d, v in r['per_dataset'].items()} for n, r in result['estimators'].items()}
     return pd.DataFrame(rows).T
 
 # %% ../nbs/23_demo.ipynb #7ab52ca1
@@ -257,7 +258,7 @@ def verdict(
     first = 'has the lowest error' if min(e, key=e.get) == 'srflownet-srflow' else 'does not have the lowest error'
     return f'On {report["flow"]["pairs"]} pairs of people never seen, the network trained on rendered faces {first}: EPE [px] {order}.'
 
-# %% ../nbs/23_demo.ipynb #10ad009d
+# %% ../nbs/23_demo.ipynb #be0a025e
 def page_parts(
     report: dict,              # as in report.json
     pictures: dict,            # people, truth, maps: HTML; curves: {run: [[step, loss]]}
@@ -279,8 +280,9 @@ def page_parts(
         section('On a photograph', f'A real photograph (scikit-image\'s astronaut, public domain), moved by {report["photo"]["pairs"]} known smooth warps. '
                 'The whole picture moves here, background included, which a network that learned that rooms stand still may well get wrong.',
                 table_html(flow_table(report['photo']), low)),
-        section('Micro-expressions', f'{me["clips"]} rendered clips of {me["subjects"]} people in three domains, leave one subject out, pooled scores.',
-                table_html(me_table(me), {c: 'max' for c in me_table(me).columns}), *map(confusion_html, me['estimators'], me['estimators'].values())),
+        section('Micro-expressions', f'{me["clips"]} rendered clips of {me["subjects"]} people in three domains, leave one subject out, pooled scores. '
+                'Where the intervals overlap, neither kind of flow can be called the better one.',
+                table_html(me_table(me), dict(UF1='max', UAR='max')), *map(confusion_html, me['estimators'], me['estimators'].values())),
         section('Time and versions', f'Seed {report["seed"]}, preset {report["preset"]}, {report["cores"]} cores.', table_html(seconds, digits=1),
                 table_html(pd.DataFrame(dict(version=report['versions'])))),
     ]
