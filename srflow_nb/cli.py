@@ -148,7 +148,7 @@ def verify(
     report(dict(files=len(read_manifest(data)['files']), problems=len(problems), named=problems), json_file)
     if problems: raise typer.Exit(1)
 
-# %% ../nbs/24_cli.ipynb #8654bfd5
+# %% ../nbs/24_cli.ipynb #34bcc166
 @app.command()
 def train(
     data: Annotated[Path, typer.Option(help='Folder of a data set made by make-data.')],
@@ -169,7 +169,8 @@ def train(
     start = time.perf_counter()
     log = train_model(config, pairs, out)
     seconds = time.perf_counter() - start
-    report(dict(written=str(out), pairs=len(pairs), seconds=seconds) | {k: v[-1] for k, v in log.items()} | dict(steps=config.steps), json_file)
+    last = {k: v[-1] for k, v in log.items() if v[-1] == v[-1]}      # NaN: not measured in this run
+    report(dict(written=str(out), pairs=len(pairs), seconds=seconds) | last | dict(steps=config.steps), json_file)
 
 # %% ../nbs/24_cli.ipynb #42613df1
 @app.command()
