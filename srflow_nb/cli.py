@@ -223,12 +223,14 @@ def flow(
     report(dict(written=str(out), model=model, width=a.shape[2], height=a.shape[1], mean_px=float(length.mean()),
                 max_px=float(length.max()), seconds=seconds), json_file)
 
-# %% ../nbs/24_cli.ipynb #09c9a7ae
+# %% ../nbs/24_cli.ipynb #157ad18f
 @app.command()
 def microexpr(
     data: Annotated[str, typer.Option(help="'synthetic' renders our composite; else a folder with casme2/, samm/, smic/.")] = 'synthetic',
     flow: Annotated[str, typer.Option('--flow', help='Comma-separated estimators or folders of trained weights.')] = 'dis,srflownet-tiny',
     out: Annotated[Path, typer.Option(help='Folder for the rendered clips (synthetic only).')] = Path('srflow-microexpr'),
+    published: Annotated[Optional[Path], typer.Option(help="The organisers' list of the composite's clips (combined_3class_gt.csv).")] = None,
+    check_counts: Annotated[bool, typer.Option(help='Refuse clips whose counts are not those of the published composite.')] = True,
     seed: Seed = 0,
     workers: Annotated[Optional[int], typer.Option(help='Processes. Default: one a core.', min=1)] = None,
     json_file: Json = None,
@@ -240,8 +242,8 @@ def microexpr(
     from srflow_nb.me_recognition import recognise
     from srflow_nb.me_synthetic import synthetic_composite
     models = {n: get_estimator(n) for n in split_names(flow)}
-    synthetic = data == 'synthetic'
-    clips = synthetic_composite(out, seed, workers=workers or os.cpu_count()) if synthetic else megc2019_composite(load_composite(data))
+    if data == 'synthetic': clips = synthetic_composite(out, seed, workers=workers or os.cpu_count())
+    else: clips = megc2019_composite(load_composite(data), check_counts and not (Path(data)/'synthetic.json').exists(), published)
     result = recognise(clips, models, progress=True)
     for name, r in result.items(): print(f"{name:>24}  UF1 {r['uf1']:.3f}  UAR {r['uar']:.3f}")
     report(dict(data=data, clips=len(clips), estimators=result, seed=seed, versions=versions()), json_file)

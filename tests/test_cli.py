@@ -10,6 +10,7 @@ import pytest
 from srflow_nb.cli import main
 from srflow_nb.dataset import make_dataset
 from srflow_nb.flowio import read_flow
+from srflow_nb.me_synthetic import synthetic_composite
 
 COMMANDS = ['info', 'render', 'make-data', 'verify', 'train', 'evaluate', 'flow', 'microexpr', 'demo']
 
@@ -121,6 +122,18 @@ def test_flow_uses_the_shipped_network_by_default(tmp_path, images):
     p = srflow('flow', images/'a.png', images/'b.png', '--out', tmp_path/'x.flo', '--json', tmp_path/'x.json')
     assert p.returncode == 0, p.stderr
     assert json.loads((tmp_path/'x.json').read_text())['model'] == 'srflownet-tiny'
+
+
+def test_microexpr_recognises_the_clips_of_a_folder(tmp_path):
+    synthetic_composite(tmp_path/'clips', seed=0, subjects=(2, 2, 2), clips=(5, 5, 5), frames=3, scale=.5, gaussians=3000, workers=1, progress=False)
+    p = srflow('microexpr', '--data', tmp_path/'clips', '--flow', 'zero,dis', '--json', tmp_path/'m.json')
+    assert p.returncode == 0, p.stderr
+    result = json.loads((tmp_path/'m.json').read_text())
+    assert result['clips'] == 15 and set(result['estimators']) == {'zero', 'dis'}
+    assert all(0 <= r['uf1'] <= 1 and 0 <= r['uar'] <= 1 for r in result['estimators'].values())
+    (tmp_path/'clips/synthetic.json').unlink()         # now it claims to be the real composite, whose counts are known
+    check_mistake(srflow('microexpr', '--data', tmp_path/'clips', '--flow', 'dis'), 'not the published composite', 'smic negative')
+    assert srflow('microexpr', '--data', tmp_path/'clips', '--flow', 'dis', '--no-check-counts').returncode == 0
 
 
 def test_mistakes_with_images(tmp_path, images):
