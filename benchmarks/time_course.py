@@ -1,72 +1,64 @@
-"""Measure what a newcomer waits for: the installation, each notebook, the flow of two images from the command line.
+"""How long does a newcomer wait: for the installation, for each notebook, for the flow of two images on the command line?
 
-    python benchmarks/time_course.py [--setup]
-
-Writes benchmarks/results/course.json; with --setup also setup.json (a fresh clone and `make setup` in it).
+python benchmarks/time_course.py                          writes benchmarks/results/time_course.json
+python benchmarks/time_course.py --quick --json FILE      three notebooks and no installation, under a minute
 """
-import argparse, datetime, json, os, platform, subprocess, sys, tempfile, time
+import os
+
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')     # threads that wait do not spin; must be set before torch is imported
+
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 import torch
+from _common import arguments, bar, write
+from skimage.data import astronaut
 
-from srflow_nb.core import atomic_write, versions
+from srflow_nb.flowio import write_image
 
 ROOT = Path(__file__).resolve().parent.parent
+PROGRAMS = Path(sys.executable).parent
 
 
-def machine() -> str:  # processor, cores, system
-    "Say in words what the numbers were measured on."
-    info = Path('/proc/cpuinfo')
-    names = [line.split(':')[1].strip() for line in info.read_text().splitlines() if line.startswith('model name')] if info.exists() else []
-    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores, {platform.system()}"
-
-
-def seconds(
-    command: list,     # program and arguments
-    cwd: Path=ROOT,    # where it runs
-) -> float:            # wall time [s]; raises CalledProcessError when it fails
-    "Run a command and time it."
+def seconds(command, cwd=ROOT):
+    "Run a command and return its wall time; raises CalledProcessError when it fails."
     start = time.perf_counter()
     subprocess.run([str(c) for c in command], cwd=cwd, check=True)
     return round(time.perf_counter() - start, 1)
 
 
-def time_notebooks() -> dict:  # name -> wall time [s]
-    "Run each notebook of the course, one after the other, as the tests do."
-    nbdev_test = Path(sys.executable).with_name('nbdev-test')
-    return {p.stem: seconds([nbdev_test, p, '--n-workers', 0]) for p in sorted(ROOT.glob('nbs/[0-9]*.ipynb'))}
+def time_notebooks(names):
+    "Seconds of each notebook, one after the other, as the tests run them."
+    return {n: seconds([PROGRAMS/'nbdev-test', ROOT/f'nbs/{n}.ipynb', '--n-workers', 0]) for n in names}
 
 
-def time_flow_command() -> float:  # wall time [s], Python's start included
-    "Flow between two frames of 512 by 512 pixels, by the command."
-    from skimage.data import astronaut
-    from srflow_nb.flowio import write_image
+def time_flow_command():
+    "Seconds of `srflow flow` on two frames of 512 by 512 pixels, start included."
     with tempfile.TemporaryDirectory() as d:
         frame = torch.tensor(astronaut()).permute(2, 0, 1)/255
         write_image(f'{d}/a.png', frame)
         write_image(f'{d}/b.png', frame.roll((1, 2), (1, 2)))
-        return seconds([Path(sys.executable).with_name('srflow'), 'flow', f'{d}/a.png', f'{d}/b.png', '--out', f'{d}/f.flo'])
+        return seconds([PROGRAMS/'srflow', 'flow', f'{d}/a.png', f'{d}/b.png', '--out', f'{d}/f.flo'])
 
 
-def time_setup() -> float:  # wall time [s]
-    "Clone the project into an empty folder and set it up there."
+def time_setup():
+    "Seconds of `make setup` in a fresh clone of the last commit (downloads packages)."
     with tempfile.TemporaryDirectory() as d:
         subprocess.run(['git', 'clone', '--quiet', ROOT, f'{d}/clone'], check=True)
-        env_free = ['env', '-u', 'VIRTUAL_ENV', 'make', '--silent', 'setup']
-        return seconds(env_free, Path(d)/'clone')
+        return seconds(['env', '-u', 'VIRTUAL_ENV', 'make', '--silent', 'setup'], Path(d)/'clone')
 
 
-def save(
-    name: str,         # file name without suffix
-    result: dict,      # what was measured
-):
-    "Write a result with the machine, versions and date behind it."
-    result |= dict(machine=machine(), versions=versions(), date=datetime.date.today().isoformat())
-    with atomic_write(ROOT/f'benchmarks/results/{name}.json', 'w') as f: f.write(json.dumps(result, indent=1) + '\n')
+def main():
+    "Measure, print, write."
+    args = arguments(__doc__.splitlines()[0])
+    names = ['00_core', '10_flowio', '12_metrics'] if args.quick else [p.stem for p in sorted(ROOT.glob('nbs/[0-9]*.ipynb'))]
+    times = time_notebooks(names)
+    rows = [dict(notebook=n, seconds=s) for n, s in times.items()]
+    write('time_course', args, rows, {'minutes to run every notebook': bar(sum(times.values())/60, 10, at_most=True)},
+          seconds=times, flow_command_seconds=time_flow_command(), setup_seconds=None if args.quick else time_setup())
 
 
-if __name__ == '__main__':
-    arg = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arg.add_argument('--setup', action='store_true', help="also time the installation (downloads packages)")
-    if arg.parse_args().setup: save('setup', dict(seconds=time_setup()))
-    save('course', dict(seconds=time_notebooks(), flow_command_seconds=time_flow_command()))
+if __name__ == '__main__': main()
