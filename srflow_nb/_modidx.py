@@ -41,6 +41,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'srflow_nb.benchmark': { 'srflow_nb.benchmark.benchmark_flow': ('benchmark.html#benchmark_flow', 'srflow_nb/benchmark.py'),
                                      'srflow_nb.benchmark.benchmark_table': ('benchmark.html#benchmark_table', 'srflow_nb/benchmark.py'),
                                      'srflow_nb.benchmark.paired_interval': ('benchmark.html#paired_interval', 'srflow_nb/benchmark.py'),
+                                     'srflow_nb.benchmark.plain_table': ('benchmark.html#plain_table', 'srflow_nb/benchmark.py'),
                                      'srflow_nb.benchmark.score_pair': ('benchmark.html#score_pair', 'srflow_nb/benchmark.py')},
             'srflow_nb.camera': { 'srflow_nb.camera.Camera': ('camera.html#camera', 'srflow_nb/camera.py'),
                                   'srflow_nb.camera.Camera.__post_init__': ('camera.html#camera.__post_init__', 'srflow_nb/camera.py'),

@@ -172,7 +172,7 @@ def train(
     last = {k: v[-1] for k, v in log.items() if v[-1] == v[-1]}      # NaN: not measured in this run
     report(dict(written=str(out), pairs=len(pairs), seconds=seconds) | last | dict(steps=config.steps), json_file)
 
-# %% ../nbs/24_cli.ipynb #42613df1
+# %% ../nbs/24_cli.ipynb #edebb996
 @app.command()
 def evaluate(
     data: Annotated[Path, typer.Option(help='Folder of a data set made by make-data.')],
@@ -183,7 +183,7 @@ def evaluate(
     json_file: Json = None,
 ):
     "Compare flow estimators on the true flow of a data set."
-    from srflow_nb.benchmark import benchmark_flow, benchmark_table
+    from srflow_nb.benchmark import benchmark_flow, benchmark_table, plain_table
     from srflow_nb.core import seed_everything, versions
     from srflow_nb.dataset import FlowDataset
     from srflow_nb.estimators import get_estimator
@@ -191,10 +191,9 @@ def evaluate(
     pairs = FlowDataset(data, split, frames)
     table = benchmark_table(benchmark_flow(pairs, {n: get_estimator(n) for n in split_names(models)}))
     print(table.round(3).to_string())
-    numbers = table.astype(object).where(table.notna(), None).to_dict('index')     # JSON knows no NaN
-    report(dict(data=str(data), split=split, models=numbers, versions=versions()), json_file)
+    report(dict(data=str(data), split=split, models=plain_table(table), versions=versions()), json_file)
 
-# %% ../nbs/24_cli.ipynb #28bc8dab
+# %% ../nbs/24_cli.ipynb #cb70917b
 @app.command()
 def flow(
     frame1: Annotated[Path, typer.Argument(help='First image.')],
@@ -218,7 +217,9 @@ def flow(
     found = estimate(a[None], b[None])[0]
     seconds = time.perf_counter() - start
     write_flow(out, found)
-    if viz: write_image(viz, add_wheel(flow_to_rgb(found, flow_radius(found)), flow_radius(found)))
+    if viz:
+        radius = flow_radius(found)
+        write_image(viz, add_wheel(flow_to_rgb(found, radius), radius))
     length = found.norm(dim=0)
     report(dict(written=str(out), model=model, width=a.shape[2], height=a.shape[1], mean_px=float(length.mean()),
                 max_px=float(length.max()), seconds=seconds), json_file)

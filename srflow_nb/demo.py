@@ -7,7 +7,7 @@ __all__ = ['PRESETS', 'RUNS', 'COLUMNS', 'DemoPreset', 'Stages', 'people_html', 
            'compare', 'maps_html', 'fastest_pair', 'microexpr', 'run_stages', 'run_demo', 'flow_table', 'me_table',
            'verdict', 'page_parts', 'confusion_html', 'print_summary']
 
-# %% ../nbs/23_demo.ipynb #ccc7fe80
+# %% ../nbs/23_demo.ipynb #afa19ff8
 import json, os, sys, time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,10 +19,10 @@ import torch
 from skimage.data import astronaut
 
 from .avatar import Avatar
-from .benchmark import benchmark_flow, benchmark_table, paired_interval
+from .benchmark import benchmark_flow, benchmark_table, paired_interval, plain_table
 from .camera import frontal_camera
 from .core import InputError, atomic_write, check_name, versions
-from .dataset import FlowDataset, make_dataset, single_thread
+from .dataset import FlowDataset, make_dataset
 from .estimators import get_estimator
 from .flow import mesh_flow, splat_flow
 from .me_recognition import recognise
@@ -117,7 +117,7 @@ def truth_html(
         html += str(show_flow(truth.rgb, flow, exact, error=error, vmax=top, titles=['frame', mode, 'exact', 'error'], width=210))
     return dict(html=html, errors=errors)
 
-# %% ../nbs/23_demo.ipynb #fa0d685a
+# %% ../nbs/23_demo.ipynb #230ca747
 RUNS = ('srflow', 'generic')
 
 def train_twin(
@@ -130,7 +130,7 @@ def train_twin(
     data = FlowDataset(out/'data') if run == 'srflow' else WarpDataset(n=preset.pairs, size=preset.size, seed=seed)
     config = train_preset('quick', size='tiny', steps=preset.steps, seed=seed, log_every=1)
     config = replace(config, crop=min(config.crop, preset.size//4*4))
-    with single_thread(): train(config, data, out/'runs'/run, progress=run == RUNS[0])
+    train(config, data, out/'runs'/run, progress=run == RUNS[0])
     log = pd.read_csv(out/'runs'/run/'log.csv')
     return log[['step', 'loss']].values.tolist()
 
@@ -142,7 +142,7 @@ def flow_models(
     trained = {f'srflownet-{run}': get_estimator(str(out/'runs'/run)) for run in RUNS[::-1]}
     return {n: get_estimator(n) for n in ('zero', 'dis', 'deepflow')} | trained
 
-# %% ../nbs/23_demo.ipynb #93ecf9fa
+# %% ../nbs/23_demo.ipynb #9b923ff9
 COLUMNS = ['epe', 'epe_fg', 'epe_bg', 'epe_moving', 'px1_outliers', 'px3_outliers', 'px5_outliers', 'seconds']
 
 def compare(
@@ -151,10 +151,8 @@ def compare(
 ) -> dict:                     # models: {name: {metric: value}}, gain: interval of DIS minus ours
     "Every model on every pair."
     scores = benchmark_flow(items, models)
-    rows = benchmark_table(scores)[COLUMNS].to_dict('index')
-    found = {n: {k: None if np.isnan(v) else v for k, v in r.items()} for n, r in rows.items()}   # JSON knows no NaN
     gains = {n: dict(zip(('mean', 'low', 'high'), paired_interval(scores, n, 'srflownet-srflow'))) for n in models if n != 'srflownet-srflow'}
-    return dict(models=found, pairs=len(items), worse_by_px=gains)
+    return dict(models=plain_table(benchmark_table(scores)[COLUMNS]), pairs=len(items), worse_by_px=gains)
 
 # %% ../nbs/23_demo.ipynb #86501f0e
 def maps_html(
