@@ -51,7 +51,7 @@ def test_ply_of_another_tool_with_more_fields_and_elements(tmp_path, cloud):
     (lambda b: b'', "no 'end_header' line"), (lambda b: b'\x89PNG\r\n\x1a\n'+b, "does not begin with 'ply'"), (lambda b: b[:100], "no 'end_header' line"),
     (lambda b: b[:-1], 'expected a complete file'), (lambda b: b.replace(b'vertex 40', b'vertex 4000000000000000'), 'the file has 2720'),
     (lambda b: b.replace(b'vertex 40', b'vertex -4'), "expected 'element vertex COUNT'"), (lambda b: b.replace(b'vertex 40', b'face 40'), 'element vertex COUNT'),
-    (lambda b: b.replace(b'binary_little_endian', b'ascii'), 'expected format binary_little_endian'), (lambda b: b.replace(b' opacity', b' opaqueness'), 'no property opacity'),
+    (lambda b: b.replace(b'binary_little_endian', b'ascii'), 'line of text does not hold 17 numbers'), (lambda b: b.replace(b'binary_little_endian', b'zip'), 'expected format binary_little_endian'), (lambda b: b.replace(b' opacity', b' opaqueness'), 'no property opacity'),
     (lambda b: b.replace(b'float x', b'quad x'), "'property quad x'"), (lambda b: b.replace(b'float y', b'float x'), "'property float x'"),
     (lambda b: b.replace(b'property float nx', b'property list uchar int nx'), 'property list'), (lambda b: b[:-68]+b'\xff'*68, 'NaN or infinite'),
     (lambda b: b'ply\n'+b'comment x\n'*100000, "no 'end_header' line"), (lambda b: b'ply\nend_header\n', 'no format line')])
