@@ -24,7 +24,24 @@ def _matrix(m, n, name):
     check_finite(**{name: m})
     return m
 
-# %% ../nbs/02_camera.ipynb #9407b817
+# %% ../nbs/02_camera.ipynb #ceb33422
+def _check_rigid(m, name):
+    "Raise when a 4 x 4 matrix is not a rotation and a translation."
+    m = m.detach().double().cpu()
+    off = (m[:3, :3] @ m[:3, :3].T - torch.eye(3).double()).abs().max().item()
+    if (m[3] - torch.tensor([0, 0, 0, 1.])).abs().max() > 1e-5:
+        raise InputError(f"{name}: last row {[round(v, 4) for v in m[3].tolist()]}; expected [0, 0, 0, 1] (is the matrix transposed?)")
+    if off > 1e-3: raise InputError(f"{name}: its upper left 3x3 is no rotation (R R^T differs from 1 by {off:.3g}); expected a rigid motion without scale")
+    if torch.linalg.det(m[:3, :3]) < 0: raise InputError(f"{name}: its upper left 3x3 is a mirror; expected a rotation (OpenGL axes? use Camera.from_opengl)")
+
+# %% ../nbs/02_camera.ipynb #8db5632a
+def _check_intrinsics(K):
+    "Raise when a 3 x 3 matrix is not two focal lengths and a principal point."
+    (fx, skew, _), (k, fy, _), last = K.tolist()
+    if not (fx > 0 and fy > 0): raise InputError(f"K: focal lengths {fx:.6g} and {fy:.6g} px; expected both above 0")
+    if max(abs(skew), abs(k)) > 1e-6 or last != [0, 0, 1]: raise InputError(f"K: {K.tolist()}; expected [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]")
+
+# %% ../nbs/02_camera.ipynb #c8dfb3a2
 @dataclass(eq=False)
 class Pinhole:
     "A pinhole: `viewmat` takes the world into the camera's axes, `K` takes those into pixels."
@@ -33,6 +50,7 @@ class Pinhole:
 
     def __post_init__(self):
         self.viewmat, self.K = _matrix(self.viewmat, 4, 'viewmat'), _matrix(self.K, 3, 'K')
+        _check_rigid(self.viewmat, 'viewmat'); _check_intrinsics(self.K)
 
     @property
     def position(self) -> Float[Tensor, "3"]:  # the pinhole [m]
@@ -61,7 +79,7 @@ class Pinhole:
         J = torch.stack([1/z, 0*z, -x/z**2, 0*z, 1/z, -y/z**2], -1).unflatten(-1, (2, 3))
         return self.K.to(points)[:2, :2] @ J @ self.viewmat.to(points)[:3, :3]
 
-# %% ../nbs/02_camera.ipynb #59089e6c
+# %% ../nbs/02_camera.ipynb #2e120b94
 @dataclass(eq=False)
 class Camera(Pinhole):
     "A pinhole with a picture of `width` x `height` pixels behind it."
@@ -70,8 +88,9 @@ class Camera(Pinhole):
 
     def __post_init__(self):
         super().__post_init__()
+        if not (self.width >= 1 and self.height >= 1 and self.width % 1 == self.height % 1 == 0):
+            raise InputError(f"Camera: {self.width}x{self.height} px; expected whole numbers, at least 1x1")
         self.width, self.height = int(self.width), int(self.height)
-        if min(self.width, self.height) < 1: raise InputError(f"Camera: {self.width}x{self.height} px; expected at least 1x1")
 
     def rays(self) -> tuple[Float[Tensor, "3"], Float[Tensor, "H W 3"]]:  # origin [m]; directions in the world, depth 1 long
         "The ray of every pixel's centre: all that this pixel could show."
@@ -83,6 +102,7 @@ class Camera(Pinhole):
         s: float,                              # 0.5 halves the picture
     ) -> 'Camera':                             # the same view in another number of pixels
         "The same view with `s` times as many pixels along each side."
+        if not 0 < s < math.inf: raise InputError(f"Camera.scaled: s = {s}; expected a number above 0")
         w, h = max(1, round(self.width*s)), max(1, round(self.height*s))
         return replace(self, K=torch.diag(torch.tensor([w/self.width, h/self.height, 1.])).to(self.K) @ self.K, width=w, height=h)
 
@@ -99,10 +119,23 @@ class Camera(Pinhole):
         K = torch.tensor([[focal, 0, width/2], [0, focal, height/2], [0, 0, 1]], dtype=torch.float32)
         return cls(_look_at(eye, target, up), K, width, height)
 
-# %% ../nbs/02_camera.ipynb #d772e4b9
+    @classmethod
+    def from_opengl(cls,
+        c2w: Float[Tensor, "4 4"],             # camera -> world, OpenGL axes: x right, y up, z backward [m]
+        K: Float[Tensor, "3 3"],               # intrinsics [px]
+        width: int,                            # [px]
+        height: int,                           # [px]
+    ) -> 'Camera':                             # the same camera in our axes
+        "A camera as Blender and the `transforms.json` of NeRF and nerfstudio store it."
+        c2w = _matrix(c2w, 4, 'c2w')
+        _check_rigid(c2w, 'c2w')
+        return cls(torch.linalg.inv(c2w * c2w.new_tensor([1, -1, -1, 1])), K, width, height)
+
+# %% ../nbs/02_camera.ipynb #7de16b7b
 def _look_at(eye, target, up):
     "`viewmat` of a camera at `eye` looking at `target`."
     eye, target, up = (torch.as_tensor(v, dtype=torch.float64) for v in (eye, target, up))
+    check_finite(eye=eye, target=target, up=up)
     forward = target-eye
     right = torch.linalg.cross(forward, up)
     if forward.norm() < 1e-9 or right.norm() < 1e-9*forward.norm():
