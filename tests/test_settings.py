@@ -9,7 +9,8 @@ import srflow_nb
 try: import tomllib
 except ImportError: import tomli as tomllib
 
-REQUIREMENTS = {'requirements': None, 'dev_requirements': 'dev', 'notebooks_requirements': 'notebooks', 'dask_requirements': 'dask'}
+REQUIREMENTS = {'requirements': None, 'dev_requirements': 'dev', 'notebooks_requirements': 'notebooks', 'dask_requirements': 'dask',
+                'bench_requirements': 'bench'}
 
 
 @pytest.fixture(scope='module')
