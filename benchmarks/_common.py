@@ -29,7 +29,8 @@ def machine():
 
 
 def bar(value, target, at_most=False):
-    "One bar: the value measured, what was asked for, and whether it is met."
+    "One bar: the value measured (None: not measured, and so not met), what was asked for, and whether it is met."
+    if value is None: return dict(value=None, target=target, met=False)
     met = value <= target if at_most else value >= target
     return dict(value=round(float(value), 4), target=target, met=bool(met))
 
@@ -40,6 +41,8 @@ def write(name, args, rows, bars, **more):
     command = ' '.join(['python', f'benchmarks/{name}.py', *sys.argv[1:]])
     result = dict(machine=machine(), versions=versions(), date=datetime.date.today().isoformat(), command=command, quick=args.quick, **more, rows=rows, bars=bars)
     with atomic_write(path, 'w') as f: f.write(json.dumps(result, indent=1)+'\n')
-    for key, b in bars.items(): print(f"{key}: {b['value']:g} (target {b['target']:g}): {'met' if b['met'] else 'MISSED'}")
+    for key, b in bars.items():
+        if b['value'] is None: print(f"{key}: NOT MEASURED (target {b['target']:g})")
+        else: print(f"{key}: {b['value']:g} (target {b['target']:g}): {'met' if b['met'] else 'MISSED'}")
     print(f'wrote {path}')
     return path

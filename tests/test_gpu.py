@@ -2,7 +2,7 @@
 
 What needs a card is marked `cuda` and skipped elsewhere. Without one, gsplat's functions are replaced by stand-ins with the
 signatures of the installed gsplat, so a renamed argument or a second call fails here, on any machine."""
-import inspect, math, re, subprocess, sys
+import importlib.util, inspect, json, math, re, subprocess, sys
 from pathlib import Path
 
 import numpy as np
@@ -331,6 +331,87 @@ def test_boxes_and_projection_are_those_of_gsplats_torch_twin():
         opaque = gpu._radii(conics[b], torch.ones(len(g[0])), z[b], .01)
         seen = (radii[b] > 0).all(-1)
         assert ((opaque-radii[b])[seen].abs() <= 1).all() and ((opaque-radii[b])[seen] == 0).float().mean() > .98     # 3.329 against 3.33
+
+
+# ---- what waits for a card -------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def script(monkeypatch, path):
+    "A benchmark script as a module."
+    monkeypatch.syspath_prepend(str(ROOT/'benchmarks'))
+    spec = importlib.util.spec_from_file_location(f'script_{Path(path).stem}', ROOT/path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a CUDA device')
+def test_benchmark_without_a_card_leaves_the_bar_open(tmp_path):
+    out = subprocess.run([sys.executable, 'benchmarks/splat_gpu.py', '--quick', '--json', str(tmp_path/'gpu.json')], cwd=ROOT, capture_output=True, text=True)
+    assert out.returncode == 0 and 'not measured, the bar stays open: no CUDA device' in out.stdout
+    result = json.loads((tmp_path/'gpu.json').read_text())
+    assert result['bars'] == dict(rgb_flow_one_pass_over_rgb=dict(value=None, target=1.3, met=False)) and result['rows'] == [] and result['not_measured']
+
+
+def test_benchmark_walks_its_whole_path(monkeypatch, calls, pixels):
+    "With stand-ins for the card: what it times is one pass of all channels and two, and its parity check finds none where there is none."
+    bench, clock = script(monkeypatch, 'benchmarks/splat_gpu.py'), iter(range(10**6))
+    class Event:
+        def __init__(self, enable_timing): pass
+        def record(self): self.at = next(clock)
+        def synchronize(self): pass
+        def elapsed_time(self, other): return float(other.at-self.at)
+    monkeypatch.setattr(torch.cuda, 'Event', Event)
+    for name in ('reset_peak_memory_stats', 'max_memory_allocated'): monkeypatch.setattr(torch.cuda, name, lambda: 1)
+    monkeypatch.setattr(torch.Tensor, 'cuda', lambda self: self)
+    monkeypatch.setattr(bench.Gaussians, 'to', lambda self, device: self)
+    row = bench.measure(300, 48, 70, repeats=1)
+    assert set(row['ms']) == {'rgb', 'one_pass', 'two_passes', 'splat_flow', 'rgb_backward', 'one_pass_backward'} and row['one_pass_over_rgb'] == 1
+    assert row['channels'] >= 10 and row['kernel_channels'] == kernel_channels(row['channels'])      # RGB, depth, six of flow and more
+    widths = {c['colors'].shape[-1] for c in calls}
+    assert {3, row['kernel_channels'], kernel_channels(row['channels']-3)} <= widths
+    for door in row['parity'].values(): assert door['max_error'] < 1e-4 and door['threshold_pixels'] < .2*48*70
+
+
+@pytest.fixture
+def queue(monkeypatch, tmp_path):
+    "The runner with four small items and a card that it believes in; (module, run with arguments, result of an item)."
+    run = script(monkeypatch, 'benchmarks/gpu/run.py')
+    def say(code): return [sys.executable, '-c', code]
+    ran = tmp_path/'ran'
+    monkeypatch.setattr(run, 'device', lambda: dict(name='a card', memory_gb=1, torch='2'))
+    monkeypatch.setattr(run, 'ITEMS', dict(
+        good=('that it runs', [], 60, [say(f"open({str(ran)!r}, 'a').write('x'); print('fine')")]), bad=('that it fails', [], 60, [say('import sys; print("why"); sys.exit(3)'), say('print("never")')]),
+        slow=('that it is stopped', [], 2, [say('import time; print("begun", flush=True); time.sleep(60)')]), needy=('that it says what it needs', ['nowhere_to_be_found'], 60, [])))
+    return run, lambda *a: run.main([*a, '--out', str(tmp_path)]), lambda name: json.loads((tmp_path/f'{name}.json').read_text()), ran
+
+
+def test_queue_runs_all_that_waits_and_goes_on_where_it_stopped(queue):
+    run, main, result, ran = queue
+    assert main() == 1
+    assert result('good')['ok'] and result('good')['output'] == ['fine'] and result('good')['device']['name'] == 'a card'
+    assert not result('bad')['ok'] and result('bad')['exit_code'] == 3 and result('bad')['output'] == ['why']
+    assert result('slow')['why'] == 'stopped after 2 s' and result('slow')['output'] == ['begun'] and result('slow')['seconds'] < 30
+    assert result('needy')['why'] == 'missing here: nowhere_to_be_found'
+    run.ITEMS.pop('slow')
+    assert main() == 1 and ran.read_text() == 'x'                 # what was good is not run again
+    assert main('good') == 0 and ran.read_text() == 'xx'          # unless asked for by name
+
+
+def test_queue_without_a_card_runs_nothing(queue, monkeypatch, tmp_path, capsys):
+    run, main, result, ran = queue
+    monkeypatch.setattr(run, 'device', lambda: None)
+    assert main() == 2 and not ran.exists() and not list(tmp_path.glob('*.json')) and 'no CUDA device' in capsys.readouterr().out
+    assert main('--list') == 0 and capsys.readouterr().out.count('waiting') == 4
+
+
+def test_queue_knows_every_test_and_lesson_for_a_card(monkeypatch):
+    run = script(monkeypatch, 'benchmarks/gpu/run.py')
+    assert 'tests/test_gpu.py' in run.TESTS and 'nbs/07d_gpu.ipynb' in run.LESSONS and 'tests/conftest.py' not in run.TESTS
+    readme = (ROOT/'benchmarks/gpu/README.md').read_text()
+    assert re.findall(r'^\| `(\w+)` \|', readme, flags=re.M) == list(run.ITEMS)
 
 
 # ---- on a card -----------------------------------------------------------------------------------------------------
