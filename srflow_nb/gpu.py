@@ -23,12 +23,14 @@ def _nvcc():
     from torch.utils.cpp_extension import CUDA_HOME
     return bool(shutil.which('nvcc') or (CUDA_HOME and Path(CUDA_HOME, 'bin', 'nvcc').is_file()))
 
-# %% ../nbs/07d_gpu.ipynb #beaf09fb
+# %% ../nbs/07d_gpu.ipynb #b91534d8
 def _not_installed():
     "The first thing that gsplat needs to be there and is not; empty when all of it is."
     if not torch.cuda.is_available(): return "no CUDA device (torch.cuda.is_available() is False): install an NVIDIA driver and a CUDA build of torch"
     if not importlib.util.find_spec('gsplat'): return "the package gsplat is missing: pip install gsplat packaging"
-    if importlib.util.find_spec('gsplat.csrc'): return ''     # a wheel that brings its kernels ready-made
+    try:
+        if importlib.util.find_spec('gsplat.csrc'): return ''     # a wheel that brings its kernels ready-made
+    except ImportError as e: return f"gsplat cannot be imported ({e}): pip install gsplat packaging"
     if not _nvcc(): return f"no CUDA compiler (nvcc) to build gsplat's kernels with: install the CUDA toolkit {torch.version.cuda or ''}".rstrip()
     if not shutil.which('ninja'): return "no ninja on the PATH to build gsplat's kernels with: pip install ninja, and activate the environment"
     return ''
