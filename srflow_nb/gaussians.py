@@ -325,7 +325,7 @@ def _in_order(folder):
     if not files: raise FileNotFoundError(f"{folder}: no .ply files here; expected a folder with one for each moment")
     return files
 
-# %% ../nbs/03_gaussians.ipynb #085dcbb5
+# %% ../nbs/03_gaussians.ipynb #3cf89773
 def read_sequence(
     paths,                 # a folder of .ply files (frame_2 comes before frame_10), or the files in their order
     max_step: float=.25,   # share of the scene's size that the median splat may move between two files
@@ -335,4 +335,6 @@ def read_sequence(
     moments = [read_ply(f) for f in files]
     for file, before, after in zip(files[1:], moments, moments[1:]):
         with _about_file(file): _check_same_splats(before, after, max_step)
-    return moments
+    if all(g.frames is None for g in moments): return moments
+    normals = [None if g.frames is None else g.frames[:, :, 2] for g in moments]
+    return [g.with_frames(n, like=moments[0]) for g, n in zip(moments, normals)]    # the same axes at each moment
