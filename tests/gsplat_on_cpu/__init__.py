@@ -4,7 +4,7 @@ The kernels are cut out of the installed gsplat's `.cu` files and compiled by g+
 a fiber, a block runs after the other. `Kernels` has the functions of gsplat's compiled extension, so gsplat's own Python code
 (`rasterization`, its autograd functions) runs on top of it, unchanged. It checks rules, lists, gradients and calls; it says
 nothing about speed, and nothing about the fast-math arithmetic of a real card."""
-import ctypes, hashlib, math, re, shutil, subprocess
+import ctypes, hashlib, math, os, re, shutil, subprocess, sys
 from pathlib import Path
 
 import torch
@@ -24,19 +24,19 @@ def kernels(cuda):
 
 
 def build(folder):
-    "The compiled kernels, from `folder` if they were compiled before; None where there is no g++."
+    "The compiled kernels, from `folder` if they were compiled before; None where there is no Linux with g++."
     import gsplat
     cuda = Path(gsplat.__file__).parent/'cuda'
     text = kernels(cuda)
     name = hashlib.sha256((text+(HERE/'cuda.h').read_text()+(HERE/'entry.cpp').read_text()).encode()).hexdigest()[:16]
     library = Path(folder)/f'{name}.so'
     if not library.exists():
-        if not shutil.which('g++'): return None
+        if sys.platform != 'linux' or not shutil.which('g++'): return None
         (Path(folder)/'cooperative_groups').mkdir(exist_ok=True)
         (Path(folder)/'kernels.inc').write_text(text)
         for header in ('cooperative_groups.h', 'cooperative_groups/reduce.h'): (Path(folder)/header).write_text('#include "cuda.h"\n')
         include = [HERE, folder, cuda/'include', cuda/'csrc/third_party/glm']
-        half = library.with_suffix('.tmp')
+        half = library.with_suffix(f'.{os.getpid()}')
         subprocess.run(['g++', '-std=c++17', '-O2', '-ffp-contract=off', '-w', '-shared', '-fPIC', *[f'-I{i}' for i in include], '-o', str(half), str(HERE/'entry.cpp')], check=True)
         half.replace(library)
     return ctypes.CDLL(str(library))
