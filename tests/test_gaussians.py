@@ -4,7 +4,9 @@ import pytest
 import torch
 from plyfile import PlyData, PlyElement
 
+from srflow_nb.camera import Camera
 from srflow_nb.core import InputError, rng
+from srflow_nb.flow import splat_flow
 from srflow_nb.gaussians import PLY_FIELDS, SH_C0, Gaussians, quat_multiply, quat_to_rotmat, read_ply, read_sequence, rotmat_to_quat, write_ply
 
 
@@ -322,6 +324,22 @@ def test_scenes_are_joined_and_taken_apart(cloud):
     with pytest.raises(InputError, match='no parts'): Gaussians.cat([])
 
 
+@pytest.mark.parametrize('A', [[[1., .04, 0], [-.03, 1, 0], [0, 0, 1]], [[1.03, 0, 0], [0, .98, 0], [.05, .02, 1]], [[.9995, -.03, 0], [.03, .9995, 0], [0, 0, 1]]],
+                         ids=['shear', 'stretch and tilt', 'spin'])
+@pytest.mark.parametrize('normals', ['known', 'unknown'])
+def test_splat_flow_sees_shear_stretch_and_spin_of_moved_splats(A, normals):
+    "A plane of splats moved by A about its middle: its exact flow is that of the plane."
+    A, camera = torch.tensor(A), Camera.look_at((0, 0, 1.), focal=100., width=64, height=48)
+    at = torch.cartesian_prod(torch.arange(-.5, .5, .02), torch.arange(-.4, .4, .02), torch.zeros(1))
+    plane = Gaussians(at, torch.tensor([[1., 0, 0, 0]]).expand(len(at), 4), torch.tensor([[.015, .012, .001]]).expand(len(at), 3), torch.full((len(at),), .9), torch.ones(len(at), 3))
+    if normals == 'known': plane = plane.with_frames(outward=(0, 0, 1.))
+    flow = splat_flow(plane, plane.moved(A, t=(.02, .01, 0)), camera).flow
+    origin, rays = camera.rays()
+    x = origin+rays*(-origin[2]/rays[..., 2:])
+    want = (camera.project(x @ A.T + torch.tensor([.02, .01, 0]))[0]-camera.project(x)[0]).permute(2, 0, 1)
+    assert (flow-want).norm(dim=0)[2:-2, 2:-2].max() < .01 and want.norm(dim=0).max() > 2
+
+
 # ---- films -------------------------------------------------------------------------------------------------------
 
 def test_a_film_is_read_in_the_order_of_its_numbers(tmp_path, cloud):
@@ -337,3 +355,14 @@ def test_a_film_of_other_splats_is_refused(tmp_path, cloud):
     with pytest.raises(InputError, match=r'2\.ply: the median splat moves by'): read_sequence(tmp_path)
     assert len(read_sequence(tmp_path, max_step=9.)) == 2
     with pytest.raises(FileNotFoundError, match='no .ply files here'): read_sequence(tmp_path/'none')
+
+
+def test_a_film_with_normals_follows_the_same_axes_at_each_moment(tmp_path, cloud):
+    "Here the two longer axes change places in size; their tangents must not."
+    flat = cloud.replace(scales=torch.tensor([[.2, .1, .01]]).expand(40, 3)).with_frames(outward=cloud.means)
+    swapped = flat.replace(scales=torch.tensor([[.1, .2, .01]]).expand(40, 3))
+    for i, g in enumerate((flat, swapped)): write_ply(tmp_path/f'{i}.ply', g)
+    g0, g1 = read_sequence(tmp_path)
+    unit = [torch.nn.functional.normalize(g.frames, dim=1) for g in (g0, g1)]
+    torch.testing.assert_close(*unit, atol=1e-5, rtol=0)
+    assert (g1.frames[:, :, 0].norm(dim=1) < g1.frames[:, :, 1].norm(dim=1)).all()
