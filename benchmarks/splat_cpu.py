@@ -204,7 +204,7 @@ def gradient_row(n, width, height):
     want = run(ours('reference'), {k: v.double() if torch.is_tensor(v) else v for k, v in s.items()} | dict(push=[p.double() for p in s['push']]), WHAT[1])
     names = ('means2d', 'conics', 'opacities', 'features')
     errors = {f'{k}_gradient_error': float(f'{((g-w).abs().max()/w.abs().max()).item():.3g}') for k, g, w in zip(names, got, want)}
-    progress('gradients against float64:', errors)
+    progress('gradients against float64:', ', '.join(f'{k} {v:.1g}' for k, v in errors.items()))
     return dict(table='gradients', scene='ellipsoid', **describe(s), threshold_pixels=int(touchy.sum()), **errors)
 
 
@@ -236,7 +236,7 @@ def project_rows(sizes):
         ours_()
         t = turns(dict(project=ours_) | (dict(gsplat=theirs) if impl else {}), 3, dict(project=5))
         rows.append(dict(table='project', gaussians=n, threads=1, **flat(**{k: ms(v) for k, v in t.items()})))
-        progress('project', n, rows[-1])
+        progress(f'project {n}:', ', '.join(f"{k} {ms(v)['ms']:.1f} ms" for k, v in t.items()))
     return rows
 
 
@@ -278,7 +278,7 @@ def scaling_rows(quick):
 def alone():
     "In a process of its own: seconds of the first call, and ms of later ones, as JSON on standard output."
     set_threads(1)
-    start = time.perf_counter(); warm_up(CHANNELS + -CHANNELS % 4); first = time.perf_counter()-start
+    start = time.perf_counter(); warm_up(CHANNELS); first = time.perf_counter()-start
     rows = []
     for case in (CASES[0], CASES[3]):
         s = ellipsoid(*case)
@@ -331,18 +331,18 @@ def plot(rows, path):
     import matplotlib
     matplotlib.use('agg')
     import matplotlib.pyplot as plt
-    plt.rcParams['svg.hashsalt'] = 'splat_cpu'
+    plt.rcParams.update({'svg.hashsalt': 'splat_cpu', 'svg.fonttype': 'none'})       # text stays text: a third of the size
     fig, axes = plt.subplots(1, 3, figsize=(10, 2.9), layout='constrained')
     of = {'threads': lambda r: r['threads'], 'gaussians': lambda r: r['gaussians'], 'pixels': lambda r: r['width']*r['height']/1e6}
-    label = dict(threads='threads (100k Gaussians, 1100x1604)', gaussians='Gaussians (550x802, all threads)', pixels='megapixels (100k Gaussians, all threads)')
+    label = dict(threads='threads (100k Gaussians, 1100x1604)', gaussians='Gaussians (550x802)', pixels='megapixels (100k Gaussians)')
     for ax, (table, x) in zip(axes, of.items()):
         for what, colour in zip(WHAT, ('#4477aa', '#cc6677')):
             mine = sorted((x(r), r['ms']) for r in rows if r['table'] == table and r['what'] == what)
             ax.plot(*zip(*mine), 'o-', color=colour, label=what, ms=4)
             if table == 'threads': ax.plot([m[0] for m in mine], [mine[0][1]/m[0] for m in mine], ':', color=colour, lw=1)
-        ax.set(xlabel=label[table], ylabel='ms', ylim=(0, None))
-        if table == 'threads': ax.set_xticks([m[0] for m in mine]); ax.plot([], [], ':', color='grey', lw=1, label='perfect scaling')
-        else: ax.set(xscale='log', yscale='log', ylim=(None, None))
+        ax.set(xlabel=label[table], ylabel='ms')
+        if table == 'threads': ax.set(ylim=(0, None), xticks=[m[0] for m in mine]); ax.plot([], [], ':', color='grey', lw=1, label='perfect scaling')
+        else: ax.set(xscale='log', yscale='log')
         ax.spines[['top', 'right']].set_visible(False)
     axes[0].legend(frameon=False, fontsize=8)
     fig.savefig(path, metadata=dict(Date=None)); plt.close(fig)
@@ -353,7 +353,7 @@ def main():
     "Measure, print, write."
     args = arguments(__doc__.splitlines()[0])
     every = numba.config.NUMBA_NUM_THREADS
-    warm_up(CHANNELS + -CHANNELS % 4)
+    warm_up(CHANNELS)
     progress('warm')
     flops = {t: peak(t) for t in sorted({1, every})}
     progress('peak', {t: f'{f/1e9:.0f} Gflop/s' for t, f in flops.items()})
@@ -372,7 +372,8 @@ def main():
     rows += gsplat_rows((500, 69, 100) if args.quick else CASES[0])
     rows += scaling_rows(args.quick)
     if not args.quick: rows += lanes_rows()
-    path = write('splat_cpu', args, rows, bars_of(rows), reach=dict(times_flop_floor=dict(
+    installed = {k: sys.modules[m].VERSION for k, m in (('warp-lang', 'peers.warp_tiles'), ('gsplat', 'peers.gsplat_torch')) if m in sys.modules}
+    path = write('splat_cpu', args, rows, bars_of(rows), peers=installed, reach=dict(times_flop_floor=dict(
         value=min(r['times_floor'] for r in rows if r['table'] == 'floor' and r['scene'] == 'ellipsoid' and r['threads'] == 1), target=4)))
     if not args.quick: plot(rows, path.with_name(f'{path.stem}_scaling.svg'))
     progress('done')
