@@ -8,7 +8,7 @@ __all__ = ['STRIDES', 'DatasetConfig', 'check_config', 'sequence_plan', 'sample_
            'annotation_path', 'claim_folder', 'read_annotation', 'make_dataset', 'write_manifest', 'check_manifest',
            'read_manifest', 'verify_dataset', 'FlowDataset']
 
-# %% ../nbs/11_dataset.ipynb #ea0b56d3
+# %% ../nbs/11_dataset.ipynb #b84b720f
 import hashlib, json, math, sys
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -28,8 +28,9 @@ from .appearance import sample_light
 from .avatar import Avatar
 from .camera import Camera
 from .core import InputError, atomic_write, check_name, rng, versions
-from .flow import mesh_flow, splat_flow
+from .flow import splat_flow
 from .flowio import read_flow, read_image, write_flow, write_image
+from .mesh_flow import mesh_flow
 from .motion import random_performance
 from .splat import render
 

@@ -7,7 +7,7 @@ __all__ = ['PRESETS', 'RUNS', 'COLUMNS', 'DemoPreset', 'Stages', 'people_html', 
            'compare', 'maps_html', 'fastest_pair', 'microexpr', 'run_stages', 'run_demo', 'flow_table', 'me_table',
            'verdict', 'page_parts', 'confusion_html', 'print_summary']
 
-# %% ../nbs/23_demo.ipynb #afa19ff8
+# %% ../nbs/23_demo.ipynb #98d72429
 import json, os, sys, time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,9 +24,10 @@ from .camera import frontal_camera
 from .core import InputError, atomic_write, check_name, versions
 from .dataset import FlowDataset, make_dataset
 from .estimators import get_estimator
-from .flow import mesh_flow, splat_flow
+from .flow import splat_flow
 from .me_recognition import recognise
 from .me_synthetic import synthetic_composite
+from .mesh_flow import mesh_flow
 from .report import curve_figure, figure_html, section, table_html, write_page
 from .splat import render
 from .train import preset as train_preset, train

@@ -11,7 +11,8 @@ import torch
 from srflow_nb.avatar import Avatar
 from srflow_nb.camera import frontal_camera
 from srflow_nb.core import atomic_write
-from srflow_nb.flow import mesh_flow, splat_flow
+from srflow_nb.flow import splat_flow
+from srflow_nb.mesh_flow import mesh_flow
 from srflow_nb.splat import render
 from srflow_nb.viz import add_wheel, contact_sheet, error_map, error_vmax, flow_radius, flow_to_rgb, to_uint8
 
