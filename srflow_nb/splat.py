@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['BACKENDS', 'MEDIANS', 'project', 'splat', 'Raster', 'rasterize', 'render', 'median_ids', 'render_depth', 'ALPHA_MAX',
-           'ALPHA_MIN', 'T_MIN', 'warm_up', 'say_if_slow']
+           'ALPHA_MIN', 'T_MIN', 'warm_up']
 
-# %% ../nbs/08_splat.ipynb #8e82c14c
+# %% ../nbs/08_splat.ipynb #8e26213c
 import functools, warnings
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .camera import Camera
-from .core import InputError, check_finite, check_name, say_if_slow
+from .core import InputError, check_finite, check_name
 from .gaussians import Gaussians
 from .gpu import missing as gsplat_lacks, rasterize_gpu, splat_gpu
 from .strips import ALPHA_MAX, ALPHA_MIN, T_MIN, median_cpu, splat_cpu, warm_up
@@ -30,14 +30,14 @@ def _cross(a, b):
     "Cross products of vectors given as three rows (N,)."
     return a[1]*b[2]-a[2]*b[1], a[2]*b[0]-a[0]*b[2], a[0]*b[1]-a[1]*b[0]
 
-# %% ../nbs/08_splat.ipynb #253d6792
-def _own_axes(v, quats, scales):
-    "Vectors in the axes of each splat, stretched by its scales: S R(q)^T v, by v - 2 w (u x v) + 2 u x (u x v)."
-    w, *u = (quats/quats.square().sum(1, keepdim=True).clamp_min(1e-30).sqrt()).T.contiguous()
+# %% ../nbs/08_splat.ipynb #df0f38af
+def _own_axes(v, q, s):
+    "Vectors in the axes of each splat, stretched by its scales: S R(q)^T v, by v - 2 w (u x v) + 2 u x (u x v); all as rows."
+    w, *u = q
     t = _cross(u, v)
-    return [s*(a-2*(w*b-c)) for s, a, b, c in zip(scales.T.contiguous(), v, t, _cross(u, t))]
+    return [k*(a-2*(w*b-c)) for k, a, b, c in zip(s, v, t, _cross(u, t))]
 
-# %% ../nbs/08_splat.ipynb #d394646f
+# %% ../nbs/08_splat.ipynb #20f67cca
 def project(
     means: Float[Tensor, "N 3"],        # centres in the world [m]
     quats: Float[Tensor, "N 4"],        # orientations, w x y z
@@ -59,8 +59,9 @@ def project(
     x, y = x/z, y/z
     tx = x.clamp(-(cx+.15*width)/fx, (1.15*width-cx)/fx)
     ty = y.clamp(-(cy+.15*height)/fy, (1.15*height-cy)/fy)
-    u = _own_axes([(W[0, k]-tx*W[2, k])*(fx/z) for k in range(3)], quats, scales)
-    v = _own_axes([(W[1, k]-ty*W[2, k])*(fy/z) for k in range(3)], quats, scales)
+    q, s = (quats/quats.norm(dim=1, keepdim=True).clamp_min(1e-15)).T.contiguous(), scales.T.contiguous()
+    u = _own_axes([(W[0, k]-tx*W[2, k])*(fx/z) for k in range(3)], q, s)
+    v = _own_axes([(W[1, k]-ty*W[2, k])*(fy/z) for k in range(3)], q, s)
     uu, uv, vv, n = _dot(u, u), _dot(u, v), _dot(v, v), _cross(u, v)
     det = (_dot(n, n) + eps2d*(uu+vv+eps2d)).clamp_min(1e-10)
     return torch.stack([fx*x+cx, fy*y+cy], 1), torch.stack([(vv+eps2d)/det, -uv/det, (uu+eps2d)/det], 1), depths
@@ -130,8 +131,8 @@ def _splat_reference(means2d, conics, opacities, features, depths, width, height
     full = _by_tile(draw, features.new_zeros(features.shape[1]+1), means2d, conics, opacities, depths, width, height, near, size)
     return full[..., :-1], full[..., -1]
 
-# %% ../nbs/08_splat.ipynb #06fe987c
-_all_ = ['ALPHA_MAX', 'ALPHA_MIN', 'T_MIN', 'warm_up', 'say_if_slow']    # made elsewhere, found here as well
+# %% ../nbs/08_splat.ipynb #920d3de5
+_all_ = ['ALPHA_MAX', 'ALPHA_MIN', 'T_MIN', 'warm_up']    # made elsewhere, found here as well
 
 # %% ../nbs/08_splat.ipynb #9fb22edf
 def _check(width, height, means2d, conics, opacities, depths, **features):

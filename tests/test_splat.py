@@ -16,7 +16,7 @@ from srflow_nb.splat import ALPHA_MAX, ALPHA_MIN, T_MIN, median_ids, project, ra
 def tensor(a, dtype=torch.float32): return torch.as_tensor(np.asarray(a)).to(dtype)
 
 
-def cloud(n=800, width=150, height=70, channels=5, seed=0):
+def cloud(n=800, width=150, height=70, channels=4, seed=0):
     "Splats of all sizes and needles; some behind the camera, off the picture or fully transparent."
     r = rng(seed, 'splat test')
     means = tensor(np.c_[r.uniform(-.7, .7, n), r.uniform(-.5, .5, n), r.uniform(-.2, 2, n)])
@@ -133,11 +133,11 @@ def test_gradients_of_all_four_inputs_match_autograd_in_float64():
     scene = cloud(n=400, width=90, height=50)
     *_, touchy = brute_force(*scene)
     r = rng(0, 'push')
-    push = tensor(r.normal(size=(50, 90, 6)))*(~touchy)[..., None]          # a threshold pixel has two right gradients
+    push = tensor(r.normal(size=(50, 90, 5)))*(~touchy)[..., None]          # a threshold pixel has two right gradients
     def gradients(backend, dtype):
         leaves = [t.to(dtype).clone().requires_grad_() for t in scene[:4]]
         image, alpha = splat(*leaves, scene[4], *scene[5:], backend=backend)
-        ((image*push[..., :5]).sum() + (alpha*push[..., 5]).sum()).backward()
+        ((image*push[..., :4]).sum() + (alpha*push[..., 4]).sum()).backward()
         return [t.grad for t in leaves]
     for got, want in zip(gradients('numba', torch.float32), gradients('reference', torch.float64)):
         assert want.norm() > 0 and (got-want).norm() < 2e-4*want.norm()
@@ -251,7 +251,7 @@ def test_background_takes_part_in_gradients():
 
 def test_backgrounds_that_do_not_fit_are_refused():
     scene, g, camera = cloud(n=5), ball(5), Camera.look_at((0, 0, 1), width=20, height=10)
-    with pytest.raises(InputError, match=r'background: shape \(3,\); expected \(5,\) or \(70, 150, 5\)'): splat(*scene, background=torch.ones(3))
+    with pytest.raises(InputError, match=r'background: shape \(3,\); expected \(4,\) or \(70, 150, 4\)'): splat(*scene, background=torch.ones(3))
     with pytest.raises(InputError, match=r'background: shape \(10, 20, 3\); expected \(3,\) or \(3, 10, 20\)'): render(g, camera, background=torch.ones(10, 20, 3))
     with pytest.raises(InputError, match='background: 1 of 3 values'): render(g, camera, background=torch.tensor([0, torch.nan, 0]))
 
@@ -299,6 +299,19 @@ def test_projected_centres_keep_their_gradient(cameras):
         m2.requires_grad_()
         splat(m2, con, g.opacities, g.colors, z, c.width, c.height)[0].square().sum().backward()
         assert m2.grad.abs().sum() > 0 and torch.equal(r.means2d.grad[b], m2.grad)
+
+
+def test_all_cameras_go_to_the_gpu_in_one_call(monkeypatch):
+    g, cameras, calls = ball(30), orbit_rig(3, width=20, height=30), []
+    def stand_in(means, quats, scales, opacities, features, viewmats, Ks, width, height):
+        calls.append((features.shape, viewmats.shape, Ks.shape))
+        r = rasterize(Gaussians(means, quats, scales, opacities, means), features, [Camera(v, k, width, height) for v, k in zip(viewmats, Ks)])
+        return r.image, r.alpha, r.means2d, r.depths
+    monkeypatch.setattr(room, 'rasterize_gpu', stand_in)
+    got, want = (rasterize(g, g.colors, cameras, background=torch.tensor([1., 2, 3]), backend=b) for b in ('gsplat', 'numba'))
+    assert calls == [((3, 30, 3), (3, 4, 4), (3, 3, 3))]
+    for name in ('image', 'alpha', 'means2d', 'depths'): assert torch.equal(getattr(got, name), getattr(want, name)), name
+    with pytest.raises(InputError, match='^quats: '): rasterize(g.replace(quats=g.quats*torch.inf), g.colors, cameras, backend='gsplat')
 
 
 def test_rasterize_names_what_does_not_fit():
