@@ -8,7 +8,7 @@ __all__ = ['STRIDES', 'DatasetConfig', 'check_config', 'sequence_plan', 'sample_
            'annotation_path', 'claim_folder', 'read_annotation', 'make_dataset', 'write_manifest', 'check_manifest',
            'read_manifest', 'verify_dataset', 'FlowDataset']
 
-# %% ../nbs/11_dataset.ipynb #b84b720f
+# %% ../nbs/11_dataset.ipynb #bd6438f1
 import hashlib, json, math, sys
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from .appearance import sample_light
 from .avatar import Avatar
 from .camera import Camera
-from .core import InputError, atomic_write, check_name, rng, versions
+from .core import InputError, atomic_write, check_name, remove_unfinished, rng, versions
 from .flow import splat_flow
 from .flowio import read_flow, read_image, write_flow, write_image
 from .mesh_flow import mesh_flow
@@ -248,7 +248,7 @@ def annotation_path(
     "Where a sequence's annotation lies."
     return root/plan['split']/'annotations'/f"{plan['name']}.json"
 
-# %% ../nbs/11_dataset.ipynb #8a6b4582
+# %% ../nbs/11_dataset.ipynb #1d979310
 def claim_folder(
     root: Path,                    # data set folder
     c: DatasetConfig,              # what it will be made from
@@ -265,6 +265,7 @@ def claim_folder(
     found = json.loads(note.read_text())
     other = {k: (found.get(k), v) for k, v in asdict(c).items() if found.get(k) != v}
     if other: raise InputError(f"{root}: was started with other settings: " + ', '.join(f'{k}={a}, now {b}' for k, (a, b) in other.items()))
+    remove_unfinished(root)
 
 # %% ../nbs/11_dataset.ipynb #e108460c
 def read_annotation(
