@@ -332,7 +332,7 @@ def plot(rows, path):
     matplotlib.use('agg')
     import matplotlib.pyplot as plt
     plt.rcParams.update({'svg.hashsalt': 'splat_cpu', 'svg.fonttype': 'none'})       # text stays text: a third of the size
-    fig, axes = plt.subplots(1, 3, figsize=(10, 2.9), layout='constrained')
+    fig, axes = plt.subplots(1, 3, figsize=(8.6, 2.7), layout='constrained')
     of = {'threads': lambda r: r['threads'], 'gaussians': lambda r: r['gaussians'], 'pixels': lambda r: r['width']*r['height']/1e6}
     label = dict(threads='threads (100k Gaussians, 1100x1604)', gaussians='Gaussians (550x802)', pixels='megapixels (100k Gaussians)')
     for ax, (table, x) in zip(axes, of.items()):
