@@ -116,7 +116,7 @@ def set_threads(n):
     numba.set_num_threads(n); torch.set_num_threads(n)
 
 
-def turns(runs, rounds, each, patience=30):
+def turns(runs, rounds, each, patience=20):
     "(wall, processor) seconds of each call, taking turns, so that a busy machine disturbs all alike; `each` calls a turn. Past `patience` [s] two turns do."
     times, begin = {k: [] for k in runs}, time.perf_counter()
     for turn in range(rounds):
@@ -279,12 +279,10 @@ def alone():
     "In a process of its own: seconds of the first call, and ms of later ones, as JSON on standard output."
     set_threads(1)
     start = time.perf_counter(); warm_up(CHANNELS); first = time.perf_counter()-start
-    rows = []
-    for case in (CASES[0], CASES[3]):
-        s = ellipsoid(*case)
-        for what in WHAT:
-            run(ours('numba'), s, what)
-            rows.append(dict(**describe(s), what=what, threads=1, **ms(turns(dict(numba=functools.partial(run, ours('numba'), s, what)), 3, dict(numba=5))['numba'])))
+    s, rows = ellipsoid(*CASES[0]), []
+    for what in WHAT:
+        run(ours('numba'), s, what)
+        rows.append(dict(**describe(s), what=what, threads=1, **ms(turns(dict(numba=functools.partial(run, ours('numba'), s, what)), 3, dict(numba=5))['numba'])))
     print(json.dumps(dict(first_s=round(first, 2), rows=rows)))
 
 
