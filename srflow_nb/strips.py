@@ -46,21 +46,23 @@ def _exp2_8u(u):
     p = p*p; p = p*p
     return p*p
 
-# %% ../nbs/07c_strips.ipynb #ab5e3f8a
+# %% ../nbs/07c_strips.ipynb #ecd0ceb6
 @njit(cache=True, nogil=True)
 def _seen(conics, opacities, depths, near):
     "Which splats can be seen at all."
     res = np.empty(len(depths), np.bool_)
     for i in range(len(depths)):
         a, b, c = np.float64(conics[i, 0]), np.float64(conics[i, 1]), np.float64(conics[i, 2])
-        res[i] = (depths[i] > near) & (opacities[i] >= ALPHA_MIN) & (a > 0) & (c > 0) & (a*c-b*b > 0)
+        res[i] = (depths[i] > max(near, 0.)) & (opacities[i] >= ALPHA_MIN) & (a > 0) & (c > 0) & (a*c-b*b > 0)
     return res
 
-# %% ../nbs/07c_strips.ipynb #a24fd095
+# %% ../nbs/07c_strips.ipynb #c8404f60
 def _front_to_back(conics, opacities, depths, near):
-    "Splats that can be seen, nearest first; equal depths stay in their order."
+    "Splats that can be seen, nearest first; equal depths (all positive here) stay in their order."
     seen = np.flatnonzero(_seen(conics, opacities, depths, near))
-    return seen[torch.from_numpy(depths[seen]).argsort(stable=True).numpy()]
+    keys = depths[seen].view(np.uint32).astype(np.uint64) << np.uint64(32) | seen.astype(np.uint64)
+    keys.sort()
+    return (keys & np.uint64(0xffffffff)).astype(np.int64)
 
 # %% ../nbs/07c_strips.ipynb #f9e9d4a5
 @njit(parallel=True, cache=True, nogil=True, error_model='numpy')
@@ -164,15 +166,15 @@ def _blend(T, u):
     counts = behind > _TMIN
     return raw, alpha, select(counts, weight, _f32(0)), counts, select(counts, behind, minus_abs(T))
 
-# %% ../nbs/07c_strips.ipynb #cb3fb006
+# %% ../nbs/07c_strips.ipynb #04b701c7
 @njit(fastmath=_FAST, error_model='numpy')
-def _blend_plain(buf, like, poly, features, i, x0, y0, r0, r1):
+def _blend_plain(buf, like, poly, features, i, x0, y0, r0, r1, w):
     "Blend splat i into rows r0 to r1 of a strip; one pixel at a time, as far as the compiler knows."
     C, f, c = len(like), like, poly[i, 4]
     for k in range(C): f = tuple_setitem(f, k, features[i*C+k])
     for r in range(r0, r1):
         dy, p = _f32(y0+r)-poly[i, 1], _u64(r*(C+1)*LANES)
-        for j in range(LANES):
+        for j in range(w):
             dx = _f32(x0)-poly[i, 0]+_f32(np.int32(j))
             T = buf[p+_u64(j)]
             _, _, weight, _, buf[p+_u64(j)] = _blend(T, (dx*poly[i, 3]+c*dy)*dy+(dx*dx*poly[i, 2]+poly[i, 5]))
@@ -219,7 +221,7 @@ def _strip_at(t, width, height):
     x0, y0 = t%nx*LANES, t//nx*HEIGHT
     return x0, y0, min(LANES, width-x0), min(HEIGHT, height-y0)
 
-# %% ../nbs/07c_strips.ipynb #510cd020
+# %% ../nbs/07c_strips.ipynb #0393d855
 @njit(parallel=True, cache=True, nogil=True, error_model='numpy')
 def _forward(lanes, like, lists, features, width, height, image, alpha):
     "Draw every strip into image (H*W*C) and alpha (H*W)."
@@ -232,7 +234,7 @@ def _forward(lanes, like, lists, features, width, height, image, alpha):
             if (e-lists.start[t]) & 31 == 31 and not _alive(buf, C+1): break
             i = lists.ids[e]
             r0, r1 = _rows(lists.poly, lists.outline, i, x0, y0, h)
-            if lanes is None: _blend_plain(buf, like, lists.poly, features, i, x0, y0, r0, r1)
+            if lanes is None: _blend_plain(buf, like, lists.poly, features, i, x0, y0, r0, r1, w)
             else: _blend_lanes(buf, like, lists.poly, features, i, x0, y0, r0, r1)
         _write(buf, C, x0, y0, w, h, width, image, alpha)
 
@@ -255,16 +257,16 @@ def _slope_of(T, u, R, q):
     h = select(counts, weight*q-alpha*R/(_f32(1)-alpha), _f32(0))
     return select(_MAX >= raw, h, _f32(0)), weight, T, R
 
-# %% ../nbs/07c_strips.ipynb #dcacd8ba
+# %% ../nbs/07c_strips.ipynb #b0b83f0e
 @njit(fastmath=_FAST, error_model='numpy')
-def _unblend_plain(buf, like, poly, features, i, x0, y0, r0, r1, grads, e):
+def _unblend_plain(buf, like, poly, features, i, x0, y0, r0, r1, w, grads, e):
     "Splat i's sums over rows r0 to r1 of a strip, into grads[e:e+6+C]; buf holds T, R and v."
     C, f, c = len(like), like, poly[i, 4]
     for k in range(C): f = tuple_setitem(f, k, features[i*C+k])
     sums = np.zeros((6+C)*LANES, np.float32)
     for r in range(r0, r1):
         dy, p = _f32(y0+r)-poly[i, 1], _u64(r*(C+2)*LANES)
-        for j in range(LANES):
+        for j in range(w):
             dx, s, q = _f32(x0)-poly[i, 0]+_f32(np.int32(j)), p+_u64(j), _f32(0)
             for k in range(C): q += buf[s+_u64((k+2)*LANES)]*f[k]
             u = (dx*poly[i, 3]+c*dy)*dy+(dx*dx*poly[i, 2]+poly[i, 5])
@@ -308,7 +310,7 @@ def _new_backward_strip(C, x0, y0, w, h, width, image, alpha, v_image, v_alpha):
                 buf[_u64(p+LANES+i)] += v*image[_u64((j+i)*C+k)]
     return buf
 
-# %% ../nbs/07c_strips.ipynb #38a9e81b
+# %% ../nbs/07c_strips.ipynb #381ec7e9
 @njit(parallel=True, cache=True, nogil=True, error_model='numpy')
 def _backward(lanes, like, lists, features, width, height, image, alpha, v_image, v_alpha):
     "Every entry's sums (entries*(6+C)); entries that no pixel needed have zeros."
@@ -322,7 +324,7 @@ def _backward(lanes, like, lists, features, width, height, image, alpha, v_image
             if (e-lists.start[t]) & 31 == 31 and not _alive(buf, C+2): break
             i = lists.ids[e]
             r0, r1 = _rows(lists.poly, lists.outline, i, x0, y0, h)
-            if lanes is None: _unblend_plain(buf, like, lists.poly, features, i, x0, y0, r0, r1, grads, e*(6+C))
+            if lanes is None: _unblend_plain(buf, like, lists.poly, features, i, x0, y0, r0, r1, w, grads, e*(6+C))
             else: _unblend_lanes(buf, like, lists.poly, features, i, x0, y0, r0, r1, grads, e*(6+C))
     return grads
 
@@ -358,7 +360,7 @@ def lanes_work() -> bool:  # False: the plain loops are used
         return False
     return bool((a == np.arange(LANES)).all())
 
-# %% ../nbs/07c_strips.ipynb #ce3e0494
+# %% ../nbs/07c_strips.ipynb #2313e6b3
 class _Strips(torch.autograd.Function):
     "The compiled rasterizer for PyTorch."
     @staticmethod
@@ -381,25 +383,28 @@ class _Strips(torch.autograd.Function):
         lanes, like, lists, f, conics, opacities, N, C = ctx.kept
         image, alpha = (t.numpy().reshape(-1) for t in ctx.saved_tensors)
         height, width = v_alpha.shape
-        v_image, v_alpha = torch.nn.functional.pad(v_image, (0, C%2)).contiguous().numpy().reshape(-1), v_alpha.contiguous().numpy().reshape(-1)
+        v_image = torch.nn.functional.pad(v_image, (0, C%2)) if C%2 else v_image
+        v_image, v_alpha = (v.contiguous().numpy().reshape(-1) for v in (v_image, v_alpha))
         grads = _backward(lanes, like, lists, f.reshape(-1), width, height, image, alpha, v_image, v_alpha)
         out = np.zeros((N, 6+len(like)), np.float32)
         _collect(lists, grads, conics, opacities, out)
         out = torch.from_numpy(out)
         return out[:, :2], out[:, 2:5], out[:, 5], out[:, 6:6+C], None, None, None, None
 
-# %% ../nbs/07c_strips.ipynb #2808d047
+# %% ../nbs/07c_strips.ipynb #2198ffdb
 @functools.cache
 def warm_up(
-    channels: int=4,     # number of feature channels
+    channels: int=4,         # number of feature channels
+    gradients: bool=True,    # compile the way back, too
 ):
     "Compile the CPU rasterizer for this many channels, or load it from numba's cache."
     args = [torch.zeros(1, 2), torch.tensor([[1., 0, 1]]), torch.ones(1), torch.zeros(1, channels)]
-    with say_if_slow(f"compiling the CPU rasterizer for {channels} channels (once per machine, some seconds)"), torch.enable_grad():
-        image, _ = _Strips.apply(*[a.requires_grad_() for a in args], torch.ones(1), 1, 1, .01)
-        image.sum().backward()
+    what = f"compiling the CPU rasterizer for {channels} channels{' and their gradients'*gradients}"
+    with say_if_slow(f"{what} (once per machine, some seconds)"), torch.set_grad_enabled(gradients):
+        image, _ = _Strips.apply(*[a.requires_grad_(gradients) for a in args], torch.ones(1), 1, 1, .01)
+        if gradients: image.sum().backward()
 
-# %% ../nbs/07c_strips.ipynb #267958b5
+# %% ../nbs/07c_strips.ipynb #cbfa6358
 def splat_cpu(
     means2d: Float[Tensor, "N 2"],      # splat centres [px]
     conics: Float[Tensor, "N 3"],       # inverse covariances (a, b, c) [1/px^2]
@@ -411,32 +416,62 @@ def splat_cpu(
     near: float=.01,                    # splats at this depth or nearer are skipped [m]
 ) -> tuple[Float[Tensor, "H W C"], Float[Tensor, "H W"]]:  # blended features (premultiplied) and alpha; differentiable but for depths
     "Blend splats front to back on the CPU, in float32; the answer lies where the input does."
-    warm_up(features.shape[1] + features.shape[1]%2)
+    learning = torch.is_grad_enabled() and any(t.requires_grad for t in (means2d, conics, opacities, features))
+    warm_up(features.shape[1] + features.shape[1]%2, learning)
     image, alpha = _Strips.apply(*[t.cpu().float() for t in (means2d, conics, opacities, features, depths)], int(width), int(height), near)
     return image.to(means2d), alpha.to(means2d)
 
-# %% ../nbs/07c_strips.ipynb #a367a085
-@njit(parallel=True, cache=True, nogil=True, error_model='numpy', fastmath=_FAST)
-def _median(lists, width, height, out):
+# %% ../nbs/07c_strips.ipynb #a3947e00
+@njit(fastmath=_FAST)
+def _note(before, after, i, noted):
+    "The splat i where it lets T fall to 1/2, else what was noted before. For numbers and for vectors."
+    falls = select(_f32(.5) >= after, select(after > _f32(0), i, noted), noted)
+    return select(before > _f32(.5), falls, noted)
+
+# %% ../nbs/07c_strips.ipynb #67c934b3
+@njit(fastmath=_FAST, error_model='numpy')
+def _median_plain(buf, poly, i, x0, y0, r0, r1, w):
+    "Note splat i in rows r0 to r1 of a strip, pixel by pixel."
+    for r in range(r0, r1):
+        dy, p = _f32(y0+r)-poly[i, 1], _u64(r*2*LANES)
+        for j in range(w):
+            dx, s, m = _f32(x0)-poly[i, 0]+_f32(np.int32(j)), p+_u64(j), p+_u64(LANES+j)
+            T = buf[s]
+            buf[s] = _blend(T, (dx*poly[i, 3]+poly[i, 4]*dy)*dy+(dx*dx*poly[i, 2]+poly[i, 5]))[4]
+            buf[m] = _note(T, buf[s], _f32(i), buf[m])
+
+# %% ../nbs/07c_strips.ipynb #6aa95d5d
+@njit(error_model='numpy')
+def _median_lanes(buf, poly, i, x0, y0, r0, r1):
+    "The same; a row is one vector."
+    dx, number = lane_numbers()+(_f32(x0)-poly[i, 0]), fill(_f32(i))
+    flat, slope, dy = dx*dx*poly[i, 2]+poly[i, 5], dx*poly[i, 3], _f32(y0+r0)-poly[i, 1]
+    for r in range(r0, r1):
+        p = r*2*LANES
+        before = load(buf, p)
+        after = _blend(before, (slope+poly[i, 4]*dy)*dy+flat)[4]
+        store(buf, p, after); store(buf, p+LANES, _note(before, after, number, load(buf, p+LANES)))
+        dy += _f32(1)
+
+# %% ../nbs/07c_strips.ipynb #d55b8be8
+@njit(parallel=True, cache=True, nogil=True, error_model='numpy')
+def _median(lanes, lists, width, height, out):
     "out (H*W): the splat, as a position in `order`, at which T falls to 1/2; -1 where it never does."
-    poly = lists.poly
     for q in prange(lists.deal.size):
         t = lists.deal[q]
         x0, y0, w, h = _strip_at(t, width, height)
-        T = _new_strip(1, w, h)
+        buf = _new_strip(2, w, h)
+        for r in range(HEIGHT): buf[(2*r+1)*LANES:(2*r+2)*LANES] = _f32(-1)
         for e in range(lists.start[t], lists.start[t+1]):
-            if (e-lists.start[t]) & 31 == 31 and not _alive(T, 1): break
+            if (e-lists.start[t]) & 31 == 31 and not _alive(buf, 2): break
             i = lists.ids[e]
-            r0, r1 = _rows(poly, lists.outline, i, x0, y0, h)
-            for r in range(r0, r1):
-                dy, j = _f32(y0+r)-poly[i, 1], (y0+r)*width+x0
-                for k in range(w):
-                    dx, before = _f32(x0)-poly[i, 0]+_f32(np.int32(k)), T[r*LANES+k]
-                    after = _blend(before, (dx*poly[i, 3]+poly[i, 4]*dy)*dy+(dx*dx*poly[i, 2]+poly[i, 5]))[4]
-                    if before > _f32(.5) and _f32(0) < after <= _f32(.5): out[j+k] = i
-                    T[r*LANES+k] = after
+            r0, r1 = _rows(lists.poly, lists.outline, i, x0, y0, h)
+            if lanes is None: _median_plain(buf, lists.poly, i, x0, y0, r0, r1, w)
+            else: _median_lanes(buf, lists.poly, i, x0, y0, r0, r1)
+        for r in range(h):
+            for i in range(w): out[_u64((y0+r)*width+x0+i)] = np.int64(buf[_u64((2*r+1)*LANES+i)])
 
-# %% ../nbs/07c_strips.ipynb #6523c014
+# %% ../nbs/07c_strips.ipynb #0941832a
 def median_cpu(
     means2d: Float[Tensor, "N 2"],      # splat centres [px]
     conics: Float[Tensor, "N 3"],       # inverse covariances (a, b, c) [1/px^2]
@@ -448,6 +483,7 @@ def median_cpu(
 ) -> Int[Tensor, "H W"]:                # index of the splat; -1 where less than half of the light is gone
     "The splat at which each pixel's transmittance falls to one half."
     lists = _lists(*[t.detach().cpu().float().contiguous().numpy() for t in (means2d, conics, opacities, depths)], width, height, near)
-    out = np.full(height*width, -1)
-    with say_if_slow("compiling the median pass of the CPU rasterizer (once per machine, some seconds)"): _median(lists, width, height, out)
+    out = np.empty(height*width, np.int64)
+    with say_if_slow("compiling the median pass of the CPU rasterizer (once per machine, some seconds)"):
+        _median(lanes_work() or None, lists, width, height, out)
     return torch.from_numpy(np.append(lists.order, -1)[out].reshape(height, width)).to(means2d.device)
