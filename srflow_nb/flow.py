@@ -130,12 +130,12 @@ def _motion(g0, g1, camera0, camera1, mode):
         M = _affine_change(camera0.jacobian(g0.means) @ g0.frames[:, :, :2], camera1.jacobian(g1.means) @ g1.frames[:, :, :2])
     return _Motion(weight, torch.where(ahead[:, :, None], M, 0.), shift, place)
 
-# %% ../nbs/09_flow.ipynb #023539c1
+# %% ../nbs/09_flow.ipynb #6d77c4e0
 def _flow_features(m, mode):
-    "Channels to blend: weight, and weighted M (4), shift (2), place (2), three squares; for own maps also M times place (2)."
+    "Channels to blend: weight, and weighted M (4), shift (2), place (2), three squares; for own maps one square and M times place (2)."
     squares = [v.flatten(1).square().sum(1, keepdim=True) for v in (m.M, m.shift, m.place)]
-    own = [(m.M @ m.place[:, :, None])[:, :, 0]] if mode == 'gaussianflow' else []
-    return torch.cat([m.weight, m.weight*torch.cat([m.M.flatten(1), m.shift, m.place, *squares, *own], 1)], 1)
+    if mode == 'gaussianflow': squares[1:] = [(m.M @ m.place[:, :, None])[:, :, 0]]
+    return torch.cat([m.weight, m.weight*torch.cat([m.M.flatten(1), m.shift, m.place, *squares], 1)], 1)
 
 # %% ../nbs/09_flow.ipynb #f7a5705a
 @torch.no_grad()
@@ -160,15 +160,16 @@ class SplatFlow:
         "What is more splats than background."
         return self.alpha > .5
 
-# %% ../nbs/09_flow.ipynb #ba3462f0
+# %% ../nbs/09_flow.ipynb #3f530338
 def _unpack(image, alpha, x, mode):
     "Blended channels (H, W, C) -> SplatFlow."
     rgb, depth, weight, sums = image.permute(2, 0, 1).split([3, 1, 1, image.shape[2]-5])
     covered = alpha > 0
     share = weight[0]/torch.where(covered, alpha, 1.)
-    M, shift, place, squares, own = (sums/torch.where(covered, weight, 1.)).split([4, 2, 2, 3, 2 if mode == 'gaussianflow' else 0])
+    M, shift, place, squares = (sums/torch.where(covered, weight, 1.)).split([4, 2, 2, 3])
     turn = lambda v: (M.unflatten(0, (2, 2))*v).sum(1)
-    flow = shift+turn(x)-own if mode == 'gaussianflow' else shift+turn(x-place)
+    flow = shift+turn(x)-squares[1:] if mode == 'gaussianflow' else shift+turn(x-place)
+    if mode == 'gaussianflow': squares = torch.stack([squares[0], shift.square().sum(0), place.square().sum(0)+1])   # spread unknown: 0, 1 px
     confidence = (alpha*share/(1+_doubt(M, shift, place, squares))).detach().clamp(0, 1)
     return SplatFlow(flow, alpha, rgb, depth[0]/torch.where(covered, alpha, 1.), share, confidence)
 
