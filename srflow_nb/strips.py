@@ -28,13 +28,17 @@ ALPHA_MAX, ALPHA_MIN, T_MIN = .999, 1/255, 1e-4   # gsplat's rules of compositin
 # %% ../nbs/07c_strips.ipynb #78f342b0
 HEIGHT = 32                                       # rows of a strip [px]
 
-# %% ../nbs/07c_strips.ipynb #cadf570c
+# %% ../nbs/07c_strips.ipynb #9dd03bf9
 _f32, _u64 = np.float32, np.uint64
+
+# %% ../nbs/07c_strips.ipynb #1cd06bb6
 _FAST = {'contract', 'nsz', 'arcp'}
 
-# %% ../nbs/07c_strips.ipynb #4506fa49
+# %% ../nbs/07c_strips.ipynb #d4b1b9e1
 _EXP2 = tuple(_f32(c) for c in np.polynomial.Chebyshev.interpolate(lambda x: 2.**x, 5, domain=[-1, 0])
               .convert(kind=np.polynomial.Polynomial).coef)
+
+# %% ../nbs/07c_strips.ipynb #423705ed
 _MAX, _TMIN, _LOW = _f32(ALPHA_MAX), _f32(T_MIN), _f32(math.log2(ALPHA_MIN)/8)
 
 # %% ../nbs/07c_strips.ipynb #408a7a63
@@ -166,18 +170,31 @@ def _blend(T, u):
     counts = behind > _TMIN
     return raw, alpha, select(counts, weight, _f32(0)), counts, select(counts, behind, minus_abs(T))
 
-# %% ../nbs/07c_strips.ipynb #04b701c7
+# %% ../nbs/07c_strips.ipynb #34aac0ca
+@njit(fastmath=_FAST)
+def _exponent(poly, i, dx, dy):
+    "u of splat i at an offset from its centre."
+    return (dx*poly[i, 3]+dy*poly[i, 4])*dy+(dx*dx*poly[i, 2]+poly[i, 5])
+
+# %% ../nbs/07c_strips.ipynb #96a21857
+@njit
+def _tuple(like, features, i):
+    "Splat i's features as a tuple: they stay in registers."
+    f = like
+    for k in range(len(like)): f = tuple_setitem(f, k, features[i*len(like)+k])
+    return f
+
+# %% ../nbs/07c_strips.ipynb #4d225415
 @njit(fastmath=_FAST, error_model='numpy')
 def _blend_plain(buf, like, poly, features, i, x0, y0, r0, r1, w):
     "Blend splat i into rows r0 to r1 of a strip; one pixel at a time, as far as the compiler knows."
-    C, f, c = len(like), like, poly[i, 4]
-    for k in range(C): f = tuple_setitem(f, k, features[i*C+k])
+    C, f = len(like), _tuple(like, features, i)
     for r in range(r0, r1):
         dy, p = _f32(y0+r)-poly[i, 1], _u64(r*(C+1)*LANES)
         for j in range(w):
             dx = _f32(x0)-poly[i, 0]+_f32(np.int32(j))
             T = buf[p+_u64(j)]
-            _, _, weight, _, buf[p+_u64(j)] = _blend(T, (dx*poly[i, 3]+c*dy)*dy+(dx*dx*poly[i, 2]+poly[i, 5]))
+            _, _, weight, _, buf[p+_u64(j)] = _blend(T, _exponent(poly, i, dx, dy))
             for k in range(C): buf[p+_u64((k+1)*LANES+j)] += weight*f[k]
 
 # %% ../nbs/07c_strips.ipynb #c3a70da9
@@ -221,10 +238,10 @@ def _strip_at(t, width, height):
     x0, y0 = t%nx*LANES, t//nx*HEIGHT
     return x0, y0, min(LANES, width-x0), min(HEIGHT, height-y0)
 
-# %% ../nbs/07c_strips.ipynb #0393d855
+# %% ../nbs/07c_strips.ipynb #5dfa583a
 @njit(parallel=True, cache=True, nogil=True, error_model='numpy')
 def _forward(lanes, like, lists, features, width, height, image, alpha):
-    "Draw every strip into image (H*W*C) and alpha (H*W)."
+    "Draw every strip into image (C*H*W) and alpha (H*W)."
     C = len(like)
     for q in prange(lists.deal.size):
         t = lists.deal[q]
@@ -238,15 +255,17 @@ def _forward(lanes, like, lists, features, width, height, image, alpha):
             else: _blend_lanes(buf, like, lists.poly, features, i, x0, y0, r0, r1)
         _write(buf, C, x0, y0, w, h, width, image, alpha)
 
-# %% ../nbs/07c_strips.ipynb #2752cd0c
+# %% ../nbs/07c_strips.ipynb #3590afc4
 @njit(error_model='numpy')
 def _write(buf, C, x0, y0, w, h, width, image, alpha):
     "Copy a finished strip to its place in the picture."
+    for k in range(C):
+        for r in range(h):
+            p, j = _u64((r*(C+1)+k+1)*LANES), _u64(k*alpha.size+(y0+r)*width+x0)
+            for i in range(w): image[j+_u64(i)] = buf[p+_u64(i)]
     for r in range(h):
-        p, j = r*(C+1)*LANES, (y0+r)*width+x0
-        for i in range(w): alpha[_u64(j+i)] = _f32(1)-abs(buf[_u64(p+i)])
-        for k in range(C):
-            for i in range(w): image[_u64((j+i)*C+k)] = buf[_u64(p+(k+1)*LANES+i)]
+        p, j = _u64(r*(C+1)*LANES), _u64((y0+r)*width+x0)
+        for i in range(w): alpha[j+_u64(i)] = _f32(1)-abs(buf[p+_u64(i)])
 
 # %% ../nbs/07c_strips.ipynb #7f6d36e0
 @njit(fastmath=_FAST)
@@ -257,19 +276,18 @@ def _slope_of(T, u, R, q):
     h = select(counts, weight*q-alpha*R/(_f32(1)-alpha), _f32(0))
     return select(_MAX >= raw, h, _f32(0)), weight, T, R
 
-# %% ../nbs/07c_strips.ipynb #b0b83f0e
+# %% ../nbs/07c_strips.ipynb #5fdee317
 @njit(fastmath=_FAST, error_model='numpy')
 def _unblend_plain(buf, like, poly, features, i, x0, y0, r0, r1, w, grads, e):
     "Splat i's sums over rows r0 to r1 of a strip, into grads[e:e+6+C]; buf holds T, R and v."
-    C, f, c = len(like), like, poly[i, 4]
-    for k in range(C): f = tuple_setitem(f, k, features[i*C+k])
+    C, f = len(like), _tuple(like, features, i)
     sums = np.zeros((6+C)*LANES, np.float32)
     for r in range(r0, r1):
         dy, p = _f32(y0+r)-poly[i, 1], _u64(r*(C+2)*LANES)
         for j in range(w):
             dx, s, q = _f32(x0)-poly[i, 0]+_f32(np.int32(j)), p+_u64(j), _f32(0)
             for k in range(C): q += buf[s+_u64((k+2)*LANES)]*f[k]
-            u = (dx*poly[i, 3]+c*dy)*dy+(dx*dx*poly[i, 2]+poly[i, 5])
+            u = _exponent(poly, i, dx, dy)
             h, weight, buf[s], buf[s+_u64(LANES)] = _slope_of(buf[s], u, buf[s+_u64(LANES)], q)
             m = _u64(j)
             sums[m] += h; sums[m+_u64(LANES)] += h*dx; sums[m+_u64(2*LANES)] += h*dy
@@ -295,19 +313,20 @@ def _unblend_lanes(buf, like, poly, features, i, x0, y0, r0, r1, grads, e):
         s, sy, syy, dy = s+h, sy+hy, syy+hy*dy, dy+_f32(1)
     store_totals(grads, e, (s, s*dx, sy, s*dx*dx, sy*dx, syy)); store_totals(grads, e+6, g)
 
-# %% ../nbs/07c_strips.ipynb #384ea8b3
+# %% ../nbs/07c_strips.ipynb #61aa0832
 @njit(error_model='numpy')
 def _new_backward_strip(C, x0, y0, w, h, width, image, alpha, v_image, v_alpha):
     "A strip's memory for the way back: T, R, and v in the planes behind."
     buf = _new_strip(C+2, w, h)
     for r in range(h):
-        p, j = r*(C+2)*LANES, (y0+r)*width+x0
-        for i in range(w): buf[_u64(p+LANES+i)] = -v_alpha[_u64(j+i)]*(_f32(1)-alpha[_u64(j+i)])
-        for k in range(C):
+        p, j = _u64((r*(C+2)+1)*LANES), _u64((y0+r)*width+x0)
+        for i in range(w): buf[p+_u64(i)] = -v_alpha[j+_u64(i)]*(_f32(1)-alpha[j+_u64(i)])
+    for k in range(C):
+        for r in range(h):
+            p, q, j = _u64((r*(C+2)+1)*LANES), _u64((r*(C+2)+k+2)*LANES), _u64(k*alpha.size+(y0+r)*width+x0)
             for i in range(w):
-                v = v_image[_u64((j+i)*C+k)]
-                buf[_u64(p+(k+2)*LANES+i)] = v
-                buf[_u64(p+LANES+i)] += v*image[_u64((j+i)*C+k)]
+                buf[q+_u64(i)] = v_image[j+_u64(i)]
+                buf[p+_u64(i)] += v_image[j+_u64(i)]*image[j+_u64(i)]
     return buf
 
 # %% ../nbs/07c_strips.ipynb #381ec7e9
@@ -360,7 +379,7 @@ def lanes_work() -> bool:  # False: the plain loops are used
         return False
     return bool((a == np.arange(LANES)).all())
 
-# %% ../nbs/07c_strips.ipynb #2313e6b3
+# %% ../nbs/07c_strips.ipynb #ebfd922e
 class _Strips(torch.autograd.Function):
     "The compiled rasterizer for PyTorch."
     @staticmethod
@@ -370,12 +389,12 @@ class _Strips(torch.autograd.Function):
         lists = _lists(*arrays, width, height, near)
         f = np.zeros((len(lists.order), C + C%2), np.float32)
         f[:, :C] = features.detach().numpy()[lists.order]
-        image, alpha = torch.empty(height, width, C + C%2), torch.empty(height, width)
+        image, alpha = torch.empty(C + C%2, height, width), torch.empty(height, width)
         like, lanes = (_f32(0),)*f.shape[1], lanes_work() or None
         _forward(lanes, like, lists, f.reshape(-1), width, height, image.numpy().reshape(-1), alpha.numpy().reshape(-1))
         ctx.kept = lanes, like, lists, f, arrays[1], arrays[2], N, C
         ctx.save_for_backward(image, alpha)
-        return image[..., :C], alpha
+        return image[:C].permute(1, 2, 0), alpha
 
     @staticmethod
     @once_differentiable
@@ -383,7 +402,7 @@ class _Strips(torch.autograd.Function):
         lanes, like, lists, f, conics, opacities, N, C = ctx.kept
         image, alpha = (t.numpy().reshape(-1) for t in ctx.saved_tensors)
         height, width = v_alpha.shape
-        v_image = torch.nn.functional.pad(v_image, (0, C%2)) if C%2 else v_image
+        v_image = torch.nn.functional.pad(v_image.permute(2, 0, 1), (0, 0, 0, 0, 0, C%2)) if C%2 else v_image.permute(2, 0, 1)
         v_image, v_alpha = (v.contiguous().numpy().reshape(-1) for v in (v_image, v_alpha))
         grads = _backward(lanes, like, lists, f.reshape(-1), width, height, image, alpha, v_image, v_alpha)
         out = np.zeros((N, 6+len(like)), np.float32)
@@ -428,7 +447,7 @@ def _note(before, after, i, noted):
     falls = select(_f32(.5) >= after, select(after > _f32(0), i, noted), noted)
     return select(before > _f32(.5), falls, noted)
 
-# %% ../nbs/07c_strips.ipynb #67c934b3
+# %% ../nbs/07c_strips.ipynb #99e1e398
 @njit(fastmath=_FAST, error_model='numpy')
 def _median_plain(buf, poly, i, x0, y0, r0, r1, w):
     "Note splat i in rows r0 to r1 of a strip, pixel by pixel."
@@ -437,7 +456,7 @@ def _median_plain(buf, poly, i, x0, y0, r0, r1, w):
         for j in range(w):
             dx, s, m = _f32(x0)-poly[i, 0]+_f32(np.int32(j)), p+_u64(j), p+_u64(LANES+j)
             T = buf[s]
-            buf[s] = _blend(T, (dx*poly[i, 3]+poly[i, 4]*dy)*dy+(dx*dx*poly[i, 2]+poly[i, 5]))[4]
+            buf[s] = _blend(T, _exponent(poly, i, dx, dy))[4]
             buf[m] = _note(T, buf[s], _f32(i), buf[m])
 
 # %% ../nbs/07c_strips.ipynb #6aa95d5d
