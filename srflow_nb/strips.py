@@ -41,11 +41,10 @@ _EXP2 = tuple(_f32(c) for c in np.polynomial.Chebyshev.interpolate(lambda x: 2.*
 # %% ../nbs/07c_strips.ipynb #423705ed
 _MAX, _TMIN, _LOW = _f32(ALPHA_MAX), _f32(T_MIN), _f32(math.log2(ALPHA_MIN)/8)
 
-# %% ../nbs/07c_strips.ipynb #408a7a63
+# %% ../nbs/07c_strips.ipynb #26d5fb88
 @njit(fastmath=_FAST)
 def _exp2_8u(u):
-    "2**(8u) for -1 <= u <= 0; smaller u count as -1. For numbers and for vectors."
-    u = max(u, _f32(-1))
+    "2**(8u) for -1 <= u <= 0, and nonsense elsewhere. For numbers and for vectors."
     p = _EXP2[0]+u*(_EXP2[1]+u*(_EXP2[2]+u*(_EXP2[3]+u*(_EXP2[4]+u*_EXP2[5]))))
     p = p*p; p = p*p
     return p*p
@@ -68,7 +67,7 @@ def _front_to_back(conics, opacities, depths, near):
     keys.sort()
     return (keys & np.uint64(0xffffffff)).astype(np.int64)
 
-# %% ../nbs/07c_strips.ipynb #f9e9d4a5
+# %% ../nbs/07c_strips.ipynb #22881e2b
 @njit(parallel=True, cache=True, nogil=True, error_model='numpy')
 def _tables(order, means2d, conics, opacities):
     "poly (n, 6): x, y of the centre [px, first pixel's centre = 0], A, B, C, D. outline (n, 6): hx, hy, k/c, det/c^2, b/c, hy*b/a."
@@ -76,12 +75,14 @@ def _tables(order, means2d, conics, opacities):
     for i in prange(order.size):
         g = order[i]
         a, b, c, o = np.float64(conics[g, 0]), np.float64(conics[g, 1]), np.float64(conics[g, 2]), np.float64(opacities[g])
-        det, k, s = a*c-b*b, 2*math.log(255*o)+1e-4, -.5*math.log2(math.e)/8
-        hx, hy = math.sqrt(k*c/det), math.sqrt(k*a/det)
+        det, s, log2 = a*c-b*b, -.5*math.log2(math.e)/8, math.log2(o)
+        k, over_c = 2*math.log(2)*(log2+math.log2(255))+1e-4, 1/c
+        r = k/det
+        hx, hy = math.sqrt(r*c), math.sqrt(r*a)
         poly[i, 0], poly[i, 1] = means2d[g, 0]-_f32(.5), means2d[g, 1]-_f32(.5)
-        poly[i, 2], poly[i, 3], poly[i, 4], poly[i, 5] = s*a, 2*s*b, s*c, math.log2(o)/8
-        outline[i, 0], outline[i, 1], outline[i, 2], outline[i, 3] = hx+1e-3, hy+1e-3, k/c, det/c/c
-        outline[i, 4], outline[i, 5] = b/c, hy*b/a
+        poly[i, 2], poly[i, 3], poly[i, 4], poly[i, 5] = s*a, 2*s*b, s*c, log2/8
+        outline[i, 0], outline[i, 1], outline[i, 2], outline[i, 3] = hx+1e-3, hy+1e-3, k*over_c, det*over_c*over_c
+        outline[i, 4], outline[i, 5] = b*over_c, hy*b/a
     return poly, outline
 
 # %% ../nbs/07c_strips.ipynb #dbd56421
