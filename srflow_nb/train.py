@@ -310,7 +310,7 @@ def log_line(
     "The mean of every term over the last steps."
     return dict(step=step) | {k: float(np.mean([float(s[k]) for s in seen])) for k in seen[0]} | dict(val_epe=val_epe)
 
-# %% ../nbs/16_train.ipynb #e37fa2cd
+# %% ../nbs/16_train.ipynb #37fada9a
 def train(
     config: TrainConfig,                 # what to compute
     dataset,                             # training pairs: indexable, dicts as from `FlowDataset`
@@ -337,7 +337,7 @@ def train(
             line, seen = log_line(seen, done, validate(net, val) if save and val is not None else math.nan), []
             for k, v in line.items(): log.setdefault(k, []).append(v)
             bar.set_postfix(epe=f"{line['epe']:.3f}")
-            if save and main: save_checkpoint(last, done, net, optimizer, config); write_log(out/'log.csv', log)
+            if save and main: write_log(out/'log.csv', log); save_checkpoint(last, done, net, optimizer, config)   # a kill between: longer log, cut on resume
     if main:
         with atomic_write(out/'train.json', 'w') as f: json.dump(asdict(config), f, indent=1)
         net.save_pretrained(out)

@@ -37,6 +37,13 @@ def test_training_lowers_the_loss(tmp_path):
     assert (tmp_path/'model.safetensors').exists() and (tmp_path/'train.json').exists()
 
 
+def test_kill_between_log_and_checkpoint_loses_no_line(tmp_path, monkeypatch):
+    def killed(*args): raise KeyboardInterrupt
+    monkeypatch.setattr('srflow_nb.train.save_checkpoint', killed)
+    with pytest.raises(KeyboardInterrupt): train(TrainConfig(**SMALL), data(), tmp_path, progress=False)
+    assert (tmp_path/'log.csv').exists() and not (tmp_path/'last.pt').exists()
+
+
 def test_resume_after_kill_gives_same_weights(tmp_path):
     code = ("import torch; torch.set_num_threads(1)\n"
             "import sys; sys.path.insert(0, 'tests')\n"
