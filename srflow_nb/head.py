@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REGIONS', 'ACTION_UNITS', 'AU_NAMES', 'Head', 'triangle_normals', 'normals', 'expression_vector', 'parse_expression',
-           'rotation_matrix', 'rigid', 'sample_identity', 'expression_from_aus']
+           'rotation_matrix', 'rigid', 'traits', 'sample_identity', 'sample_gains', 'expression_from_aus']
 
 # %% ../nbs/04_head.ipynb #a08a1fa6
 import functools
@@ -33,7 +33,7 @@ def _unpack(
     dense[which, z[f'{kind}_index']] = z[f'{kind}_delta']*z['step']
     return dense
 
-# %% ../nbs/04_head.ipynb #dc2b1532
+# %% ../nbs/04_head.ipynb #0f0e2b20
 @dataclass(frozen=True, eq=False)
 class Head:
     "A head that can be posed: mesh, regions, expression units and identity targets (all numpy, metres)."
@@ -41,8 +41,8 @@ class Head:
     faces: np.ndarray             # (F,3) vertex ids, counter-clockwise seen from outside
     uv: np.ndarray                # (F,3,2) texture coordinates in [0,1]
     regions: np.ndarray           # (F,) index into `REGIONS`
-    unit_names: tuple             # 52 ARKit names, alphabetical
-    units: np.ndarray             # (52,V,3) displacement at weight 1
+    unit_names: tuple             # the shipped head: 52 ARKit names, alphabetical; any number of any names elsewhere
+    units: np.ndarray             # (K,V,3) displacement at weight 1
     identity_names: tuple         # names of the targets
     identity_targets: np.ndarray  # (I,V,3) displacement at weight 1
     masks: dict = field(repr=False)  # name -> (V,) soft mask in [0,1]: lips, mouth, eyelids, ears, scalp, neck, ambient
@@ -90,15 +90,16 @@ def expression_vector(
     check_finite(expression=out)
     return out
 
-# %% ../nbs/04_head.ipynb #1027c2ce
+# %% ../nbs/04_head.ipynb #f6c2c8e0
 def parse_expression(
     text: str,                   # e.g. "jawOpen=.4,mouthSmileLeft=.6"
+    head: Head|None = None,      # whose units; None: the head that ships with the library
 ) -> dict:                       # unit name -> weight in [0,1]
     "Read an expression as typed on a command line; raises `InputError` naming what is wrong."
     out = {}
     for part in filter(None, (p.strip() for p in text.split(','))):
         name, sep, value = (s.strip() for s in part.partition('='))
-        check_name(name, Head.load().unit_names, 'expression unit')
+        check_name(name, (head or Head.load()).unit_names, 'expression unit')
         try: out[name] = float(value)
         except ValueError: raise InputError(f"expression '{part}': expected NAME=WEIGHT with a weight in [0,1], such as jawOpen=.4") from None
         if not 0 <= out[name] <= 1: raise InputError(f"expression '{part}': the weight must lie in [0,1]")
@@ -157,48 +158,115 @@ def _tensors(self: Head,
 
 Head.pose, Head.tensors = _pose, _tensors
 
-# %% ../nbs/04_head.ipynb #1fead9f2
+# %% ../nbs/04_head.ipynb #6d88a60d
 _OPPOSITES = (('decr', 'incr'), ('down', 'up'), ('in', 'out'), ('backward', 'forward'), ('concave', 'convex'), ('uncompress', 'compress'), ('l', 'r'))
 
+@functools.lru_cache(8)
 def _local_pairs(
     names: tuple,                # identity target names
-):                               # list of (index, index of the opposite or -1)
+):                               # list of (stem, index, index of the opposite)
     "Pair local targets with their opposites."
     pairs, where = [], {n: i for i, n in enumerate(names)}
     for i, n in enumerate(names):
         stem, _, end = n.rpartition('-'); twin = dict(_OPPOSITES).get(end)
-        if twin and f'{stem}-{twin}' in where: pairs.append((i, where[f'{stem}-{twin}']))
+        if twin and f'{stem}-{twin}' in where: pairs.append((stem, i, where[f'{stem}-{twin}']))
     return pairs
 
-# %% ../nbs/04_head.ipynb #934fc670
+# %% ../nbs/04_head.ipynb #9d378f91
+_ETHNICITIES = ('african', 'asian', 'caucasian')
+
+def _corner(
+    name: str,                   # of an identity target
+):                               # (ethnicity, sex, age), or None
+    "The corner of people-space that a macro target stands for."
+    parts = tuple(name.split('-'))
+    return parts if len(parts) == 3 and parts[0] in _ETHNICITIES and parts[1] in ('male', 'female') else None
+
 def _macro_weights(names, g):
-    "Convex weights of the ethnicity-sex-age corners: one ethnicity leads, few children, old age by degrees."
-    ethnicity = g.dirichlet([.6]*3); male = g.beta(.5, .5); old = g.beta(.7, 1.6); child = .25*g.beta(.3, 2.)
-    share = dict(zip(('african', 'asian', 'caucasian'), ethnicity)) | dict(male=male, female=1-male)
-    share |= dict(child=child, old=(1-child)*old, young=(1-child)*(1-old))
-    out = np.zeros(len(names), np.float32)
-    for i, n in enumerate(names):
-        parts = n.split('-')
-        if len(parts) == 3 and parts[0] in share: out[i] = np.prod([share[p] for p in parts])
-    return out
+    "Convex weights of the ethnicity-sex-age corners: one ethnicity leads, sex leans to a side, few children."
+    share = dict(zip(_ETHNICITIES, g.dirichlet([.45]*3))); male, old, child = g.beta(.25, .25), g.beta(.75, 1.2), .3*g.beta(.3, 2.)
+    share |= dict(male=male, female=1-male, child=child, old=(1-child)*old, young=(1-child)*(1-old))
+    return np.array([np.prod([share[p] for p in _corner(n)]) if _corner(n) else 0 for n in names], np.float32)
 
-# %% ../nbs/04_head.ipynb #5da77037
-_WIDE = {'head-scale': 1.5, 'mouth': .7, 'nose': .8, 'asym': .3}     # these vary more, or less, than the rest
+# %% ../nbs/04_head.ipynb #10e4915b
+def traits(
+    head: Head,                          # whose targets
+    identity: Float[np.ndarray, "I"],    # weights
+) -> dict:                               # age (0 young .. 1 old), child, male, african, asian, caucasian: shares in [0,1]
+    "Age, sex and ethnicity of an identity, read from its macro weights; a head without such targets gives the middle."
+    corners = [(_corner(n), float(w)) for n, w in zip(head.identity_names, identity) if _corner(n) and w > 0]
+    total = sum(w for _, w in corners)
+    if total <= 0: return dict(age=.35, child=0., male=.5) | {e: 1/3 for e in _ETHNICITIES}
+    share = lambda what: sum(w for c, w in corners if what in c)/total
+    old, young = share('old'), share('young')
+    return dict(age=old/max(old+young, 1e-6), child=share('child'), male=share('male')) | {e: share(e) for e in _ETHNICITIES}
 
+# %% ../nbs/04_head.ipynb #44b759f8
+_RANGES = """
+* .21  |  head-fat .45  head-age .25  head-angle .07  head-scale .15  head-scale-depth .22  head-back-scale-depth .14
+forehead-nubian .06  forehead-scale-vert .09  neck-scale-vert .10  neck-double .18  cheek .27  chin-height .19  chin-jaw-drop .3
+eyebrows .18  eyebrows-trans-forward .10  eyebrows-angle .12  eye-height .08  eye-corner .30  eye-bag .30  ear .25  ear-trans .12  ear-wing .35
+nose-trans .14  nose-trans-in .06  nose-point-down .08  nose-curve .25  nose-hump .32  nose-scale-vert .28  nose-width .28  nose-septumangle .16
+mouth .22  mouth-scale-horiz .32  mouth-scale-vert .15  mouth-upperlip-volume .42  mouth-lowerlip-volume .38  mouth-cupidsbow .38  mouth-trans .14
+mouth-upperlip-middle .12  mouth-lowerlip-middle .12  mouth-upperlip-ext .12  mouth-lowerlip-ext .12  mouth-upperlip-width .12
+mouth-lowerlip-width .12  mouth-trans-in .04  asym .16  asym-ear .25
+"""
+
+@functools.cache
+def _range(stem: str):
+    "Standard deviation of a local target's weight."
+    words = _RANGES.replace('|', '').split(); table = dict(zip(words[::2], map(float, words[1::2])))
+    return table[max((w for w in table if stem.startswith(w)), key=len, default='*')]
+
+# %% ../nbs/04_head.ipynb #55af53eb
+_OUTLINES = ('diamond', 'invertedtriangular', 'oval', 'rectangular', 'round', 'square', 'triangular')
+
+def _leanings(g, age):
+    "Means of the local weights that go together: fat, age and lids."
+    fat, lids = float(np.clip(g.normal(0, .45), -.9, 1.1)), float(np.clip(g.normal(.15, .18), -.2, .5))
+    return {'head-fat': fat, 'neck-double': .35*fat, 'cheek-volume': .3*fat, 'head-age': .8*(age-.35), 'eye-bag': .5*age-.15} | {
+        f'eye-height{k}': lids for k in (1, 2, 3)}
+
+# %% ../nbs/04_head.ipynb #fb827270
 def sample_identity(
     head: Head,                  # whose targets
     seed: int,                   # one seed, one person
     *,
-    local: float = .002,         # standard deviation of a local target's peak displacement [m]
+    variety: float = 1.,         # factor on all local changes; 0 leaves the mixture of the macro targets
 ) -> Float[np.ndarray, "I"]:     # weights for `Head.pose(identity=...)`
-    "A plausible random person: a convex mixture of the macro targets plus small local changes."
-    g = rng(seed, 'identity'); out = _macro_weights(head.identity_names, g)
-    peak = np.linalg.norm(head.identity_targets, axis=2).max(1)
-    for low, high in _local_pairs(head.identity_names):
-        wide = next((w for start, w in _WIDE.items() if head.identity_names[low].startswith(start)), 1.)
-        x = float(np.clip(g.normal()*local*wide, -2.25*local*wide, 2.25*local*wide)); k = low if x < 0 else high
-        out[k] = min(abs(x)/peak[k], .7)
-    out[head.identity_names.index('hair-volume')] = g.uniform(.15, 1.)
+    "A plausible random person: a convex mixture of the macro targets plus local changes, some of them lopsided."
+    g = rng(seed, 'identity'); names = head.identity_names; out = _macro_weights(names, g)
+    mean = _leanings(g, traits(head, out)['age']); paired = _local_pairs(names); known = {k for _, *k2 in paired for k in k2}
+    for stem, low, high in paired:
+        x = variety*(mean.get(stem, 0.)+(stem != 'head-fat')*_range(stem)*float(np.clip(g.normal(), -2.2, 2.2)))
+        out[low if x < 0 else high] = abs(x)
+    outline = dict(zip(_OUTLINES, g.dirichlet([.3]*7)*g.uniform(0, .4)))
+    for i, n in enumerate(names):
+        if n.removeprefix('head-') in outline and n.startswith('head-'): out[i] = variety*outline[n.removeprefix('head-')]
+        elif n == 'hair-volume': out[i] = g.uniform(.15, 1.)
+        elif i not in known and not _corner(n): out[i] = variety*_free_weight(head, i, g)
+    return out
+
+# %% ../nbs/04_head.ipynb #1342be5f
+def _free_weight(head: Head, i, g):
+    "Weight of a target whose meaning is unknown; MakeHuman's are made to be added, never subtracted."
+    peak = max(float(np.linalg.norm(head.identity_targets[i], axis=1).max()), 1e-6); x = float(np.clip(g.normal(), -2.2, 2.2))
+    return (abs(x) if any(map(_corner, head.identity_names)) else x)*min(.004/peak, .5)
+
+# %% ../nbs/04_head.ipynb #a75ec649
+_STOPS = ('eyeBlink', 'eyeLook', 'mouthClose', 'jawOpen')     # end at a stop, or belong to one that does
+
+def sample_gains(
+    head: Head,                  # whose units
+    seed: int,                   # one seed, one person
+    *,
+    sigma: float = .25,          # standard deviation of the logarithm
+) -> Float[np.ndarray, "K"]:     # factor of each unit, about 1
+    "How strongly this person makes each expression unit; left and right differ a little."
+    g = rng(seed, 'gains'); shared, out = {}, np.ones(len(head.unit_names), np.float32)
+    for i, n in enumerate(head.unit_names):
+        both = shared.setdefault(n.removesuffix('Left').removesuffix('Right'), g.normal()); own = g.normal()
+        out[i] = np.exp((.1 if n.startswith(_STOPS) else 1.)*np.clip(sigma*(.92*both+.39*own), -.6, .5))
     return out
 
 # %% ../nbs/04_head.ipynb #fc8bf90f

@@ -1,11 +1,13 @@
 "What the head promises: a sound mesh, units of the right size, one pose for numpy and torch, names that help."
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from srflow_nb.core import InputError, data_path
 from srflow_nb.head import (ACTION_UNITS, AU_NAMES, REGIONS, Head, expression_from_aus, expression_vector, normals,
-                            parse_expression, rotation_matrix, sample_identity)
+                            parse_expression, rotation_matrix, sample_gains, sample_identity, traits)
 
 MACROS = ('african', 'asian', 'caucasian')
 
@@ -124,6 +126,47 @@ def test_people_are_reproducible_plausible_and_different(head):
     shapes = head.pose(identity=people); face = head.vertices[:, 2] > .05
     apart = np.linalg.norm(shapes[::2, face]-shapes[1::2, face], axis=2).mean(1); assert apart.min() > .001
     height = np.ptp(shapes[:, face, 1], axis=1); assert .12 < height.min() and height.max() < .26
+
+
+def stranger(head):
+    "A head of other making: two units, three nameless targets, no masks."
+    return replace(head, unit_names=('open', 'grin'), units=head.units[:2], identity_names=('pc0', 'pc1', 'pc2'),
+                   identity_targets=head.identity_targets[:3], masks={})
+
+
+def test_any_head_can_be_sampled_and_has_traits(head):
+    odd = stranger(head); w = np.stack([sample_identity(odd, s) for s in range(50)])
+    assert w.shape == (50, 3) and (w < 0).any() and np.abs(w).max() < 1.2 and np.isfinite(odd.pose(identity=w)).all()
+    assert traits(odd, w[0]) == traits(odd, w[1]) and sample_gains(odd, 0).shape == (2,)
+    assert parse_expression('grin=.5', odd) == {'grin': .5}
+
+
+def test_traits_follow_the_corners(head):
+    for name, want in (('african-male-young', dict(age=0, male=1, african=1)), ('caucasian-female-child', dict(child=1, male=0, caucasian=1))):
+        w = np.zeros(len(head.identity_names)); w[head.identity_names.index(name)] = 1; t = traits(head, w)
+        assert all(t[k] == v for k, v in want.items()), t
+    t = [traits(head, sample_identity(head, s)) for s in range(300)]
+    for k in ('african', 'asian', 'caucasian', 'male', 'age'): assert {round(x[k]) for x in t} == {0, 1} and .25 < np.mean([x[k] > .5 for x in t])*(2 if k[-2:] == 'an' else 1) < .9, k
+
+
+def test_no_variety_is_the_mixture_alone_and_a_seed_keeps_its_person(head):
+    plain = sample_identity(head, 5, variety=0.); macro = np.array([n.split('-')[0] in MACROS for n in head.identity_names])
+    assert np.allclose(plain[macro], sample_identity(head, 5)[macro]) and plain[~macro & (np.array(head.identity_names) != 'hair-volume')].max() == 0
+
+
+def test_eyes_stay_open_at_rest(head):
+    skin = np.unique(part(head, 'eyelids'))
+    shut = head.units[head.unit_names.index('eyeBlinkLeft')][skin]; upper = skin[shut[:, 1].argmin()]; lower = skin[np.linalg.norm(head.vertices[skin]+shut-(head.vertices+head.units[head.unit_names.index('eyeBlinkLeft')])[upper], axis=1).argsort()]
+    lower = next(k for k in lower if head.vertices[k, 1] < head.vertices[upper, 1]-.004)
+    gap = np.array([np.subtract(*head.pose(identity=sample_identity(head, s))[[upper, lower], 1]) for s in range(100)])
+    rest = head.vertices[upper, 1]-head.vertices[lower, 1]; assert rest > .004 and gap.min() > .5*rest and gap.max() < 2*rest
+
+
+def test_gains_are_a_person_s_own_and_stops_stay_stops(head):
+    a, b = sample_gains(head, 1), sample_gains(head, 2)
+    assert (a == sample_gains(head, 1)).all() and not np.allclose(a, b) and a.dtype == np.float32 and a.shape == (52,)
+    stops = [i for i, n in enumerate(head.unit_names) if n.startswith(('eyeBlink', 'eyeLook'))]
+    assert max(np.abs(sample_gains(head, s)[stops]-1).max() for s in range(100)) < .07
 
 
 def test_no_identity_shows_the_inside_of_its_nose(head):
