@@ -28,30 +28,56 @@ def _hit(tri, f, x, y, perspective):
     z = 1/(l0/tri[f, 0, 2]+l1/tri[f, 1, 2]+l2/tri[f, 2, 2])
     return z, z*l1/tri[f, 1, 2], z*l2/tri[f, 2, 2]
 
-# %% ../nbs/02b_zbuffer.ipynb #4e32d3ba
-@njit(error_model='numpy')
-def _box(tri, f, width, height):
-    "The part of the picture (x0, x1, y0, y1) that triangle f may touch; x0 > x1 when it touches none or is no triangle."
-    for k in range(3):                                    # a corner at or behind the camera: its picture is no triangle
-        if not (tri[f, k, 2] > 0 and abs(tri[f, k, 0]) < 1e300 and abs(tri[f, k, 1]) < 1e300 and tri[f, k, 2] < 1e300): return 1., 0., 1., 0.
-    x0, x1 = max(tri[f, :, 0].min(), 0.), min(tri[f, :, 0].max(), width-1e-9)
-    y0, y1 = max(tri[f, :, 1].min(), 0.), min(tri[f, :, 1].max(), height-1e-9)
-    return (1., 0., 1., 0.) if x0 > x1 or y0 > y1 else (x0, x1, y0, y1)
+# %% ../nbs/02b_zbuffer.ipynb #901e24a1
+@njit(cache=True, nogil=True, error_model='numpy')
+def _boxes(tri, width, height):
+    "The part of the picture (x0, x1, y0, y1) that each triangle may touch; x1 = -1 when it touches none or is no triangle."
+    box = np.empty((len(tri), 4))
+    for f in range(len(tri)):
+        box[f, 0], box[f, 1], box[f, 2], box[f, 3] = 0., -1., 0., -1.
+        known = True
+        for k in range(3):                                # a corner at or behind the camera: its picture is no triangle
+            known &= 0 < tri[f, k, 2] < 1e300 and abs(tri[f, k, 0]) < 1e300 and abs(tri[f, k, 1]) < 1e300
+        if not known: continue
+        x0, x1 = min(tri[f, 0, 0], min(tri[f, 1, 0], tri[f, 2, 0])), max(tri[f, 0, 0], max(tri[f, 1, 0], tri[f, 2, 0]))
+        y0, y1 = min(tri[f, 0, 1], min(tri[f, 1, 1], tri[f, 2, 1])), max(tri[f, 0, 1], max(tri[f, 1, 1], tri[f, 2, 1]))
+        x0, x1, y0, y1 = max(x0, 0.), min(x1, width-1e-9), max(y0, 0.), min(y1, height-1e-9)
+        if x0 <= x1 and y0 <= y1: box[f, 0], box[f, 1], box[f, 2], box[f, 3] = x0, x1, y0, y1
+    return box
 
-# %% ../nbs/02b_zbuffer.ipynb #41fc6c65
+# %% ../nbs/02b_zbuffer.ipynb #754c2c3c
+@njit(error_model='numpy')
+def _outside(tri, f, x, y):
+    "Is (x, y) clearly outside of triangle f? The sign of each weight without a division; when in doubt, no."
+    x0, y0 = tri[f, 0, 0], tri[f, 0, 1]
+    area = (tri[f, 1, 0]-x0)*(tri[f, 2, 1]-y0)-(tri[f, 2, 0]-x0)*(tri[f, 1, 1]-y0)
+    slack = -1e-9*area*area
+    l1, l2 = (x-x0)*(tri[f, 2, 1]-y0)-(tri[f, 2, 0]-x0)*(y-y0), (tri[f, 1, 0]-x0)*(y-y0)-(x-x0)*(tri[f, 1, 1]-y0)
+    return l1*area < slack or l2*area < slack or (area-l1-l2)*area < slack
+
+# %% ../nbs/02b_zbuffer.ipynb #36aea3fe
+@njit(error_model='numpy')
+def _draw_one(tri, f, x0, x1, top, end, perspective, face, depth, weights):
+    "Triangle f asks the pixels of its box: columns x0 to x1, rows top to end."
+    near = min(tri[f, 0, 2], min(tri[f, 1, 2], tri[f, 2, 2]))*(1-1e-9)
+    for row in range(top, end):
+        for col in range(x0, x1):
+            if near > depth[row, col] or _outside(tri, f, col+.5, row+.5): continue
+            z, b1, b2 = _hit(tri, f, col+.5, row+.5, perspective)
+            if z < depth[row, col]: face[row, col], depth[row, col], weights[row, col, 0], weights[row, col, 1] = f, z, b1, b2
+
+# %% ../nbs/02b_zbuffer.ipynb #0cfbf040
 @njit(parallel=True, cache=True, nogil=True, error_model='numpy')
-def _draw(tri, width, height, perspective, face, depth, weights):
+def _draw(tri, box, width, height, perspective, face, depth, weights):
     "The nearest triangle at every pixel centre, in bands of rows."
     bands = min(16, height)
     for band in prange(bands):
         top, end = band*height//bands, (band+1)*height//bands
         for f in range(len(tri)):
-            x0, x1, y0, y1 = _box(tri, f, width, height)
-            if x0 > x1: continue
-            for row in range(max(top, int(y0-.5)), min(end, int(y1+.5)+1)):
-                for col in range(int(max(x0-.5, 0.)), min(width, int(x1+.5)+1)):
-                    z, b1, b2 = _hit(tri, f, col+.5, row+.5, perspective)
-                    if z < depth[row, col]: face[row, col], depth[row, col], weights[row, col, 0], weights[row, col, 1] = f, z, b1, b2
+            x0, x1, y0, y1 = box[f]
+            if x1 < 0 or y1+1 < top or y0-1 > end: continue
+            _draw_one(tri, f, max(int(np.ceil(x0-.5-1e-6)), 0), min(int(x1+.5+1e-6), width),
+                      max(top, int(np.ceil(y0-.5-1e-6))), min(end, int(y1+.5+1e-6)), perspective, face, depth, weights)
 
 # %% ../nbs/02b_zbuffer.ipynb #5a7be4b7
 def _checked(corners, width, height):
@@ -61,7 +87,7 @@ def _checked(corners, width, height):
     if not (1 <= width <= 65536 and 1 <= height <= 65536): raise InputError(f"picture of {width}x{height} px; expected 1 to 65536 along each side")
     return corners
 
-# %% ../nbs/02b_zbuffer.ipynb #f8059c10
+# %% ../nbs/02b_zbuffer.ipynb #5b3a44ba
 def draw(
     corners: Float[np.ndarray, "F 3 3"],      # projected triangles: u, v [px], depth > 0 [m]; others are left out
     width: int,                               # [px]
@@ -72,29 +98,25 @@ def draw(
     "The nearest triangle at every pixel centre, its depth, and the place in it."
     corners = _checked(corners, width, height); _warm_draw()
     face, depth, weights = np.full((height, width), -1), np.full((height, width), np.inf), np.zeros((height, width, 2))
-    _draw(corners, width, height, perspective, face, depth, weights)
+    _draw(corners, _boxes(corners, width, height), width, height, perspective, face, depth, weights)
     return face, depth, weights
 
-# %% ../nbs/02b_zbuffer.ipynb #25c482f7
+# %% ../nbs/02b_zbuffer.ipynb #9165ec69
 @functools.cache
 def _warm_draw():
     "Compile the z-buffer, or load it from numba's cache; says so when it takes long."
     with say_if_slow("compiling the z-buffer (once per machine, some seconds)"):
-        _draw(np.zeros((0, 3, 3)), 1, 1, True, np.zeros((1, 1), int), np.zeros((1, 1)), np.zeros((1, 1, 2)))
+        _draw(np.zeros((0, 3, 3)), _boxes(np.zeros((0, 3, 3)), 1, 1), 1, 1, True, np.zeros((1, 1), int), np.zeros((1, 1)), np.zeros((1, 1, 2)))
 
-# %% ../nbs/02b_zbuffer.ipynb #b5c27ee0
+# %% ../nbs/02b_zbuffer.ipynb #690e3c40
 CELL = 4          # pixels along a cell's side
 
 @njit(cache=True, nogil=True, error_model='numpy')
 def _cells(tri, width, height):
     "For each cell the triangles whose boxes touch it (in rising order): `ids[start[c]:start[c+1]]`."
     nx, ny = -(-width//CELL), -(-height//CELL)
-    start, box = np.zeros(nx*ny+1, np.int64), np.zeros((len(tri), 4), np.int64)
+    start, box = np.zeros(nx*ny+1, np.int64), np.floor(_boxes(tri, width, height)/CELL).astype(np.int64)
     for f in range(len(tri)):
-        box[f, 1] = box[f, 3] = -1
-        x0, x1, y0, y1 = _box(tri, f, width, height)
-        if x0 > x1: continue
-        box[f] = int(x0)//CELL, int(x1)//CELL, int(y0)//CELL, int(y1)//CELL
         for cy in range(box[f, 2], box[f, 3]+1):
             for cx in range(box[f, 0], box[f, 1]+1): start[cy*nx+cx+1] += 1
     start = np.cumsum(start)
