@@ -270,13 +270,13 @@ def check_manifest(
     _check_splits(path, manifest['splits'])
     return manifest
 
-# %% ../nbs/10b_layout.ipynb #0e793577
+# %% ../nbs/10b_layout.ipynb #b0a047f7
 def _check_splits(path, splits):
     seen = {}
     for split in SPLITS:
         names = splits.get(split)
-        if not isinstance(names, list) or not all(safe_path(n) and '/' not in n for n in names):
-            raise InputError(f"{path}: field 'splits.{split}' is {_short(names)!r}; expected a list of sequence names")
+        if not isinstance(names, list) or not all(safe_path(n) and not set('/.') & set(n) for n in names):
+            raise InputError(f"{path}: field 'splits.{split}' is {_short(names)!r}; expected a list of names made of letters, digits, _ and -")
         for n in names:
             if seen.setdefault(n, split) != split: raise InputError(f"{path}: '{n}' is in both splits; expected each person in one")
 
