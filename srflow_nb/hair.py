@@ -18,7 +18,7 @@ from .appearance import Appearance
 from .core import InputError, check_name, rng
 from .head import REGIONS, Head
 
-# %% ../nbs/05c_hair.ipynb #92077db4
+# %% ../nbs/05c_hair.ipynb #f6c3e18a
 HAIR_KINDS = ('scalp', 'brow', 'lash', 'beard')       # `Strands.kind` counts into this
 
 @dataclass(eq=False)
@@ -33,12 +33,13 @@ class Strands:
     albedo: Float[np.ndarray, "M 3"]       # linear RGB in [0,1]
     kind: Int[np.ndarray, "M"]             # index into `HAIR_KINDS`
     strand: Int[np.ndarray, "M"]           # number of the strand it belongs to
+    gloss: Float[np.ndarray, "M"]          # how much of the light mirrors, in [0,1]
 
     def __len__(self): return len(self.triangle)
 
     def __getitem__(self, i): return Strands(*[getattr(self, f.name)[i] for f in fields(self)])
 
-# %% ../nbs/05c_hair.ipynb #7c46dbe1
+# %% ../nbs/05c_hair.ipynb #aa3fe330
 @dataclass(frozen=True)
 class Style:
     "How a head of hair is cut and combed."
@@ -58,21 +59,22 @@ class Style:
     turn: float = .03            # length of hair that makes one turn [m]
     clump: float = .4            # how much strands gather in locks
     cover: float = 1.            # area of the hair's surface, as a share of the scalp's
-    fringe: float = 0.           # share of hair that falls over the forehead
+    fringe: float = 0.           # share of the front's hair that falls over the forehead
+    fuzz: bool = False           # too tightly curled to follow: short pieces, most of them near the surface
 
-# %% ../nbs/05c_hair.ipynb #d52c4ab9
+# %% ../nbs/05c_hair.ipynb #8f01ab78
 HAIR_STYLES = dict(
     bald=Style(0.),
     buzz=Style(.006, .8, lift=.75, gravity=.02, body=.003, clump=0.),
     receding=Style(.028, .7, back=.7, lift=.45, body=.005, clump=.3),
-    short=Style(.042, .38, forward=.55, part=.5, lift=.5, gravity=.12, body=.009, clump=.45),
+    short=Style(.042, .38, forward=.5, whorl=.4, part=.15, lift=.5, gravity=.12, body=.009, clump=.45),
     parted=Style(.075, .32, part=1., back=.25, lift=.42, gravity=.13, body=.012, clump=.45),
-    swept=Style(.085, .35, back=1.2, whorl=.1, lift=.55, gravity=.06, body=.013, clump=.5),
-    curly=Style(.075, .6, whorl=.6, lift=.8, gravity=.12, body=.022, curl=.005, turn=.022, clump=.5, cover=1.3),
-    afro=Style(.05, .75, whorl=.1, lift=1., gravity=0., body=.05, curl=.0035, turn=.010, clump=.15, cover=1.9),
+    swept=Style(.085, .35, back=1.5, whorl=.1, lift=.3, gravity=.06, body=.011, clump=.5),
+    curly=Style(.075, .6, whorl=.6, lift=.8, gravity=.12, body=.022, curl=.005, turn=.022, clump=.5, cover=1.7),
+    afro=Style(.045, .7, whorl=.1, lift=1., gravity=0., body=.04, curl=.004, turn=.018, clump=.1, cover=3., fuzz=True),
     bob=Style(.30, 1., end=-.072, part=.9, lift=.35, gravity=.3, body=.016, clump=.4, cover=1.7),
     fringe=Style(.30, 1., end=-.095, part=.75, lift=.35, gravity=.3, body=.016, clump=.35, cover=1.8, fringe=1.),
-    long=Style(.42, 1., end=-.205, part=.9, lift=.35, gravity=.3, body=.018, clump=.45, cover=2.6),
+    long=Style(.42, 1., end=-.205, part=.9, lift=.35, gravity=.3, body=.018, clump=.3, cover=3.4),
     wavy=Style(.40, 1., end=-.17, part=.9, lift=.45, gravity=.28, body=.022, curl=.006, turn=.07, clump=.6, cover=2.6),
     bun=Style(.2, 1., tie=(0., 1., -.75), knot='bun', whorl=0., lift=.1, gravity=0., body=.005, clump=.3, cover=1.2),
     ponytail=Style(.2, 1., tie=(0., .25, -1.), knot='tail', whorl=0., lift=.1, gravity=0., body=.006, clump=.3, cover=1.4))
@@ -193,64 +195,83 @@ class Shell:
         c = col*192-.5; j, t = np.floor(c).astype(int), c % 1; T = lambda di, dj: self.table[i+di, (j+dj) % 192]
         return r-((1-s)*((1-t)*T(0, 0)+t*T(0, 1))+s*((1-t)*T(1, 0)+t*T(1, 1))), out
 
-# %% ../nbs/05c_hair.ipynb #80d4ba38
-def _comb(style: Style, p, out, centre, tie, part, side):
+# %% ../nbs/05c_hair.ipynb #9949cb0a
+def _comb(style: Style, p, out, centre, tie, side, free):
     "The direction in which a comb (and the whorl at the crown) pulls hair at points p; unit, along the head."
     q = (p-centre)/.08; crown = _unit(np.array([.12, .75, -.65]))
     away = _unit(q)-crown; spiral = np.cross(out, away)
     d = style.whorl*(away+.5*spiral)+style.back*np.array([0, .1, -1.])+style.forward*np.array([0., -.2, 1.])
     front = _step(q[:, 1]+.35*q[:, 2], -.1, .6)[:, None]
-    d = d+style.part*front*np.stack([side, -.2+0*side, .15+0*side], 1)
+    d = d+style.part*front*np.stack([side*free, -.2-.4*(1-free), .15+1.5*(1-free)], 1)
     if tie is not None: d = d+2*_unit(tie-p)
     return _unit(d-(d*out).sum(1, keepdims=True)*out)
 
-# %% ../nbs/05c_hair.ipynb #27f65997
-def _keep_face_free(style, x, centre, side, free):
-    "Turn points that fall over the face about the axis, to its nearer edge."
-    q = x-centre; angle, r = np.arctan2(q[:, 0], q[:, 2]), np.hypot(q[:, 0], q[:, 2])
-    edge = np.radians(66)*_step(-q[:, 1], -.055, .01)*free; inside = edge-angle*side
-    turned = angle+side*np.where(inside > 0, np.minimum(inside, .05+.35*inside), 0)
-    return centre+np.stack([r*np.sin(turned), q[:, 1], r*np.cos(turned)], 1)
+# %% ../nbs/05c_hair.ipynb #d73b5a24
+def _face(x, centre, side, free):
+    "Where points fall over the face: how far from its edge [rad], and the direction around the head that leads there."
+    q = x-centre; angle = np.arctan2(q[:, 0], q[:, 2]); edge = np.radians(68)*_step(-q[:, 1], -.075, .0)*free
+    return np.where(abs(angle) < edge, edge-angle*side, 0), side[:, None]*np.stack([np.cos(angle), 0*angle, -np.sin(angle)], 1)
 
-# %% ../nbs/05c_hair.ipynb #7841f809
+def _keep_face_free(x, centre, side, free):
+    "Turn points that fall over the face about the axis, by at most a quarter radian."
+    over, _ = _face(x, centre, side, free); a = side*np.minimum(over, .25); q = x-centre; cos, sin = np.cos(a), np.sin(a)
+    return centre+np.stack([cos*q[:, 0]+sin*q[:, 2], q[:, 1], cos*q[:, 2]-sin*q[:, 0]], 1)
+
+# %% ../nbs/05c_hair.ipynb #a2e69c80
 def _scalp_curves(style, roots, shell, length, tie, part, steps):
-    "Grow strands over the head: points (S,K,3). Each step turns towards comb and gravity, then stays outside."
-    side = np.where(roots.template[:, 0]+.004*(roots.u[:, 1]-.5) > part, 1., -1.); c, h = shell.centre, (length/steps)[:, None]
+    "Grow strands over the head: points (S,K,3). Each step turns towards comb, gravity and its layer, then stays outside."
+    side = np.where(roots.template[:, 0]+.004*(roots.u[:, 1]-.5) > part, 1., -1.); c, h, long = shell.centre, (length/steps)[:, None], length.max() > .12 and tie is None
     layer = style.body*(.15+.85*roots.u[:, 2])                                  # each strand has its place in the layer
-    free = (roots.u[:, 3] > .9*style.fringe*_step(roots.template[:, 1]+.6*roots.template[:, 2], .075, .10)*(abs(roots.template[:, 0]-part) < .045)).astype(float)
-    x = roots.points; d = _unit((1-style.lift)*_comb(style, x, roots.normals, c, tie, part, side)+style.lift*roots.normals); curve = [x]
+    free = 1-(roots.u[:, 3] < style.fringe*_step(roots.template[:, 1]+.6*roots.template[:, 2], .088, .10)*(abs(roots.template[:, 0]) < .05))
+    x = roots.points; d = _unit((1-style.lift)*_comb(style, x, roots.normals, c, tie, side, free)+style.lift*roots.normals); curve = [x]
     for k in range(steps):
-        above, out = shell.height(x); comb = _comb(style, x, out, c, tie, part, side)
-        pull = .25*(1-style.lift)+.1 if tie is None else .6
-        d = _unit(d+pull*comb*(length > .012)[:, None]+style.gravity*np.array([0., -1, 0]))
-        d = d-np.minimum((d*out).sum(1), 0)[:, None]*out*_step(layer-above, -.006, .0)[:, None]
-        x = x+h*_unit(d)
-        if length.max() > .1: x = _keep_face_free(style, x, c, side, free)
+        above, out = shell.height(x); pull = .25*(1-style.lift)+.1 if tie is None else 2.
+        settle = np.clip((layer-above)/.012, -1, .3)*min(1., 14/steps)*np.where(long & (x[:, 1] < c[1]-.03), .25, 1.)
+        d = d+pull*_comb(style, x, out, c, tie, side, free)*(length > .012)[:, None]+style.gravity*np.array([0., -1, 0])+settle[:, None]*out
+        if long: over, way = _face(x, c, side, free); d = d+1.2*np.minimum(over, 1)[:, None]*way
+        d = _unit(d-np.minimum((d*out).sum(1), 0)[:, None]*out*_step(layer-above, -.006, .0)[:, None]); x = x+h*d
+        if long: x = _keep_face_free(x, c, side, free)
         above, out = shell.height(x); rise = np.minimum(layer, .0008+.35*length*(k+1)/steps)
-        x = x+np.maximum(rise-above, 0)[:, None]*out
+        x = x+(np.maximum(rise-above, 0)-(.25 if tie is None else .8)*np.maximum(above-layer, 0)*(not long or x[:, 1] > c[1]-.03))[:, None]*out
         curve.append(x)
-    return np.stack(curve, 1), free
+    return np.stack(curve, 1), free, side
 
-# %% ../nbs/05c_hair.ipynb #90f111e7
+# %% ../nbs/05c_hair.ipynb #f8aca15d
+def _respaced(
+    points: Float[np.ndarray, "S K 3"],    # polylines [m]
+    end: Float[np.ndarray, "S"],           # share of each that is kept
+    bend: float,                           # what a turn by one radian costs; the whole length costs 1
+) -> Float[np.ndarray, "S K 3"]:           # the same curves
+    "Move the points of polylines along them, so that straight parts get few and bends many."
+    S, K, _ = points.shape; step = np.diff(points, axis=1); length = np.linalg.norm(step, axis=2); along = _unit(step)
+    angle = np.arccos(np.clip((along[:, 1:]*along[:, :-1]).sum(2), -1, 1)); angle = np.pad(angle, ((0, 0), (1, 0)))+np.pad(angle, ((0, 0), (0, 1)))
+    cost = length/length.sum(1, keepdims=True)+.5*bend*angle/np.pi+1e-6; total = np.pad(cost.cumsum(1), ((0, 0), (1, 0)))
+    x = end*(K-1); k = np.minimum(x.astype(int), K-2); last = total[np.arange(S), k]+(x-k)*cost[np.arange(S), k]
+    far = 1+total.max(); want = np.linspace(0, 1, K)*last[:, None]+far*np.arange(S)[:, None]       # one long list, strand after strand
+    t = np.interp(want.ravel(), (total+far*np.arange(S)[:, None]).ravel(), np.tile(np.arange(K), S))/(K-1)
+    return _along(points, np.repeat(np.arange(S), K), t).reshape(S, K, 3)
+
+# %% ../nbs/05c_hair.ipynb #16a2245f
 @dataclass
 class Curves:
     "Strands as polylines, before they are cut into Gaussians."
     roots: Roots
     points: np.ndarray           # (S,K,3) [m]
     out: np.ndarray              # (S,K,3) which way is away from the head, unit
-    end: np.ndarray              # (S,) where the strand ends, as a share of the polyline
     color: np.ndarray            # (S,3) linear RGB
     width: np.ndarray            # (S,) standard deviation across the strand [m]
     root_shade: float = .7       # brightness at the root
     tip_shade: float = 1.1       # and at the tip
-    opacity: float = .9          # of a segment
+    opacity: float|np.ndarray = .9  # of a segment; one for all or (S,1)
     curl: float = 0.             # radius of a curl [m]
     turn: float = .03            # length of hair that makes one turn [m]
+    fuzz: bool = False           # short pieces instead of a chain
+    gloss: float = .5            # share of the light that mirrors
     kind: str = 'scalp'          # of `HAIR_KINDS`
 
     def lengths(self) -> np.ndarray:       # (S,) [m]
         "How long each strand is."
-        return np.linalg.norm(np.diff(self.points, axis=1), axis=2).sum(1)*self.end
+        return np.linalg.norm(np.diff(self.points, axis=1), axis=2).sum(1)
 
 # %% ../nbs/05c_hair.ipynb #60bcb35f
 def _quats(R):
@@ -280,18 +301,19 @@ def _curled(c, s, t):
     phase = 2*np.pi*(t*length/c.turn*(.8+.4*c.roots.u[s, 1])+c.roots.u[s, 2]); r = (c.curl*_step(t*length, 0, .02)*(.6+.8*c.roots.u[s, 3]))[:, None]
     return p+r*(np.cos(phase)[:, None]*out+np.sin(phase)[:, None]*side)
 
-# %% ../nbs/05c_hair.ipynb #939edb4f
+# %% ../nbs/05c_hair.ipynb #5cc05b16
 def _chain(c: Curves, m, first=0):
     "Cut strand s into m[s] Gaussians, end to end."
     s = np.repeat(np.arange(len(m)), m); j = np.arange(len(s))-np.repeat(np.cumsum(m)-m, m); share = m[s].astype(float)
-    ends = [_curled(c, s, (j+k)/share*c.end[s]) for k in (0, 1)]; t = (j+.5)/share
+    t = (j+.5)/share; t = 1-.75*(1-t)**1.5 if c.fuzz else t; half = np.minimum(.5/share, .14*c.turn/np.maximum(c.lengths()[s], 1e-6) if c.curl else 1)
+    ends = [_curled(c, s, t+k*half) for k in (-1, 1)]
     step = ends[1]-ends[0]; length = np.linalg.norm(step, axis=1); along = _unit(step)
-    out, side = _frame(c, s, t*c.end[s], along); taper = 1-.55*_step(t, .6, 1.)
+    out, side = _frame(c, s, t, along); taper = 1-.55*_step(t, .6, 1.)
     w = c.width[s]*taper; tilt = .5*(c.roots.u[s, 0]-.5)[:, None]
     color = c.color[s]*(c.root_shade+(c.tip_shade-c.root_shade)*_step(t, 0, .7))[:, None]
     f32 = lambda a: np.ascontiguousarray(a, np.float32)
-    return Strands(c.roots.triangle[s], f32((ends[0]+ends[1])/2), f32(_quats(np.stack([along, side, out], 2))), f32(np.stack([np.maximum(.5*length, w), w, .5*w], 1)),
-                   f32(_unit(out+tilt*along+.3*tilt*side)), f32(c.opacity*(1-.4*_step(t, .8, 1.))), f32(np.clip(color, 0, 1)), np.full(len(s), HAIR_KINDS.index(c.kind)), s+first)
+    return Strands(c.roots.triangle[s], f32((ends[0]+ends[1])/2), f32(_quats(np.stack([along, side, out], 2))), f32(np.stack([np.maximum(.42*length, w), w, .5*w], 1)),
+                   f32(_unit(out+tilt*along+.3*tilt*side)), f32(np.broadcast_to(c.opacity, len(m))[s]*(1-.4*_step(t, .8, 1.))), f32(np.clip(color, 0, 1)), np.full(len(s), HAIR_KINDS.index(c.kind)), s+first, np.full(len(s), c.gloss, np.float32))
 
 # %% ../nbs/05c_hair.ipynb #9e002788
 def _colors(a: Appearance, n, g, grey=1.):
@@ -300,6 +322,11 @@ def _colors(a: Appearance, n, g, grey=1.):
     c = np.array(a.hair)*np.exp(.22*g.normal(size=(n, 1))+.05*g.normal(size=(n, 3)))
     white = np.array([.42, .41, .40])*g.uniform(.6, 1.1, (n, 1))
     return np.where(g.random((n, 1)) < share, white, c)
+
+# %% ../nbs/05c_hair.ipynb #f433a648
+def _pale(width, n):
+    "Opacity that makes up for hair thinner than the pixels for which n Gaussians are meant."
+    pixel = np.clip(.0004*np.sqrt(6000/n), 5e-5, 6e-4); return width/np.hypot(width, .55*pixel)
 
 # %% ../nbs/05c_hair.ipynb #4d15493d
 def _scalp_zone(a, style, p, masks):
@@ -313,39 +340,41 @@ def _lengths(style, roots, g):
     top = _step(roots.template[:, 1]-.25*roots.template[:, 2], .035, .095)
     return style.length*(style.sides+(1-style.sides)*top)*(.78+.3*g.random(len(roots)))
 
-# %% ../nbs/05c_hair.ipynb #4c723c4d
-def _gather(points, roots, amount, locks, g):
+# %% ../nbs/05c_hair.ipynb #c6de8c69
+def _gather(points, roots, amount, locks, side, g):
     "Pull strands towards a leader of their lock, the more the nearer to the tip."
-    if amount == 0 or len(roots) < 8: return points
-    lead = g.permutation(len(roots))[:max(4, locks)]; _, near = cKDTree(roots.template[lead]).query(roots.template)
-    t = np.linspace(0, 1, points.shape[1])[:, None]; near = lead[near]
-    return points+amount*_step(t, .1, 1.)*(points[near]-points-(1-t)*(roots.points[near]-roots.points)[:, None])
+    if len(roots) < 8: return points
+    lead = g.permutation(len(roots))[:max(4, locks)]; key = np.c_[roots.template, .3*side]; _, near = cKDTree(key[lead]).query(key)
+    t = np.linspace(0, 1, points.shape[1])[None, :, None]; near = lead[near]
+    return points+amount*_step(t, .1, 1.)*(points[near]-points+(1-.8*t)*(roots.points-roots.points[near])[:, None])
 
-# %% ../nbs/05c_hair.ipynb #f738b58f
+# %% ../nbs/05c_hair.ipynb #66d1046c
 def _cut(style, points, roots, g, tie, free):
     "Share of each strand that is left after the scissors."
     K = points.shape[1]-1; low = np.zeros(points.shape[:2], bool)
     if style.end is not None: low |= points[..., 1] < (style.end+.012*(g.random(len(points))-.5))[:, None]
     if style.fringe: low |= (points[..., 1] < .030+.006*roots.u[:, 1:2]) & (free < .5)[:, None]
-    if tie is not None: low |= np.linalg.norm(points-tie, axis=2) < .016
+    if tie is not None: far = np.linalg.norm(points-tie, axis=2); low |= far < far.min(1, keepdims=True)+.008
     return np.where(low.any(1), np.maximum(low.argmax(1), 1)/K, 1.)
 
-# %% ../nbs/05c_hair.ipynb #2797d72f
+# %% ../nbs/05c_hair.ipynb #7a9fb3f1
 def _scalp(a, style, head, rest, normals, shell, n, seed):
     "Curves of the scalp's hair and how many Gaussians each gets, n in all."
-    g = rng(seed, 'hair', 'cut'); mean = style.length*(.55+.45*style.sides); steps = int(np.clip(mean/.012, 5, 30))
+    g = rng(seed, 'hair', 'cut'); mean = style.length*(.55+.45*style.sides); steps = int(np.clip(mean/.012, 5, 30)) if style.tie is None else 28
     tie = None if style.tie is None else _on_shell(shell, np.array(style.tie), .006)
-    segments = max(2, min(16, round((n/14)**.5*mean**.5*.95)))
+    segments = max(2, min(24, round((n/14)**.5*mean**.5*1.2))) if style.curl == 0 else 3 if style.fuzz else max(3, min(24, round(5*mean/style.turn)))
     roots = _roots(head, rest, normals, lambda p, m: _scalp_zone(a, style, p, m), 1.35*n/segments, seed, 'scalp')
     if not len(roots): return []
-    length = _lengths(style, roots, g); part = g.choice([-1, 1])*g.uniform(.0, .03) if style.part else 0.
-    points, free = _scalp_curves(style, roots, shell, length, tie, part, steps); points = _gather(points, roots, style.clump, len(roots)//14, g)
-    under = roots.u[:, 2] < .22                                                # the lowest layer: wide, dark, hides the skin
-    c = Curves(roots, points, shell.height(points)[1], _cut(style, points, roots, g, tie, free), _colors(a, len(roots), g), np.ones(len(roots)), curl=style.curl, turn=style.turn)
+    length = _lengths(style, roots, g) if tie is None else 1.5*np.linalg.norm(roots.points-tie, axis=1)+.01; part = g.choice([-1, 1])*g.uniform(.0, .03) if style.part else 0.
+    points, free, side = _scalp_curves(style, roots, shell, length, tie, part, steps); under = roots.u[:, 2] < .25       # the lowest layer: wide, dark, hides the skin
+    points = _gather(points, roots, style.clump*~under[:, None, None], len(roots)//14, side, g)
+    points = _respaced(points, _cut(style, points, roots, g, tie, free), 0 if style.curl else 1.)
+    c = Curves(roots, points, shell.height(points)[1], _colors(a, len(roots), g), np.ones(len(roots)), curl=style.curl, turn=style.turn, fuzz=style.fuzz, gloss=.25 if style.fuzz else .5)
     c.color *= (.55+.5*roots.u[:, 2:3])*np.where(under, .6, 1.)[:, None]
     L = c.lengths(); share = L*np.where(under, .5, 1.); m = np.maximum(2, np.round(share*n/share.sum())).astype(int)
     area = style.cover*_zone_area(head, rest, lambda p, k: _scalp_zone(a, style, p, k))
-    c.width = np.clip(1.5*area/(2.2*(L*np.where(under, 3., 1.)).sum()), 4e-5, .003)*np.where(under, 3., .75+.5*roots.u[:, 3])
+    seen = np.minimum(L, .28*m*style.turn) if style.curl else L; w = 1.5*area/(2.2*(seen*np.where(under, 3., 1.)).sum())
+    c.width = np.minimum(np.clip(w, 4e-5, .0022)*np.where(under, 3., .75+.5*roots.u[:, 3]), .2*seen/m+.0002)
     return [(c, m)]
 
 # %% ../nbs/05c_hair.ipynb #36a9e690
@@ -365,19 +394,19 @@ def _knot_roots(rest, head, normals, tie, count, g):
     near = np.argsort(np.where(scalp, np.linalg.norm(centre-tie, axis=1), 9.))[:6]; ids = g.choice(near[:3], count)
     return Roots(ids, head.vertices[f[ids]].mean(1), np.broadcast_to(tie, (count, 3)).copy(), _unit(normals[f[ids]].mean(1)), g.random((count, 4)))
 
-# %% ../nbs/05c_hair.ipynb #bffe5fc9
+# %% ../nbs/05c_hair.ipynb #a3027263
 def _bun(roots, out, g, K=20):
     "Points and outward directions of strands wound about a ball that sits on the head."
     S = len(roots); centre = roots.points+.020*out; up = _unit(np.cross(out, [1., 0, .2])); across = np.cross(out, up)
-    tilt, phase, r = 1.1*(g.random(S)-.5), 2*np.pi*g.random(S), .024+.007*roots.u[:, 2]
-    angle = phase[:, None]+np.linspace(0, 4.2, K); lat = tilt[:, None]+.5*np.sin(angle*.5)
+    tilt, phase, r = 1.3*(g.random(S)-.5), 2*np.pi*g.random(S), .012+.019*roots.u[:, 2]**.4
+    angle = phase[:, None]+np.linspace(0, 4.2, K); lat = tilt[:, None]+.85*np.sin(angle*.5)
     n = np.cos(lat)[..., None]*(np.cos(angle)[..., None]*up+np.sin(angle)[..., None]*across)+1.15*np.sin(lat)[..., None]*out
     return centre[:, None]+r[:, None, None]*n, _unit(n)
 
-# %% ../nbs/05c_hair.ipynb #babb4ce3
+# %% ../nbs/05c_hair.ipynb #d7fa13d5
 def _tail(roots, out, shell, g, K=24):
     "Points of strands that leave the tie and fall down behind."
-    S = len(roots); d = _unit(out+[0, .25, 0]+.35*g.normal(size=(S, 3))); x = roots.points+.006*g.normal(size=(S, 3)); curve = [x]; h = ((.22+.05*g.random(S))/K)[:, None]
+    S = len(roots); d = _unit(1.3*out+[0, .2, 0]+.16*g.normal(size=(S, 3))); x = roots.points+.006*g.normal(size=(S, 3)); curve = [x]; h = ((.22+.05*g.random(S))/K)[:, None]
     axis = _unit(out*np.array([1, 0, 1.]))
     for k in range(K-1):
         d = _unit(d+.2*np.array([0., -1, 0])); x = x+h*d
@@ -385,13 +414,13 @@ def _tail(roots, out, shell, g, K=24):
     points = np.stack(curve, 1); middle = points.mean(0)
     return points, _unit(points-middle+.006*axis)
 
-# %% ../nbs/05c_hair.ipynb #6b7814dd
+# %% ../nbs/05c_hair.ipynb #8538c481
 def _knot(a, style, head, rest, normals, shell, n, seed):
     "Curves of a bun or a pony tail, n Gaussians in all."
     g = rng(seed, 'hair', 'knot'); tie = _on_shell(shell, np.array(style.tie), .008); count = max(12, n//10)
     roots = _knot_roots(rest, head, normals, tie, count, g); out = _unit(tie-shell.centre)
     points, away = _bun(roots, out, g) if style.knot == 'bun' else _tail(roots, out, shell, g)
-    c = Curves(roots, points, away, np.ones(count), _colors(a, count, g), np.ones(count), root_shade=.9, tip_shade=1.)
+    c = Curves(roots, points, away, _colors(a, count, g), np.ones(count), root_shade=.9, tip_shade=1.)
     c.color *= (.5+.5*roots.u[:, 2:3]); c.width = np.full(count, np.clip(2*(.012 if style.knot == 'bun' else .03)/(2.2*c.lengths().sum()), 4e-5, .003))
     return c, np.full(count, max(2, n//count))
 
@@ -403,7 +432,7 @@ def _bend(roots, d, length, curve, steps, lift):
         x = x+(length/steps)[:, None]*d; d = _unit(d+curve/steps); out.append(x)
     return np.stack(out, 1)
 
-# %% ../nbs/05c_hair.ipynb #9d4a4ee1
+# %% ../nbs/05c_hair.ipynb #2781a778
 def _brows(a, head, rest, normals, n, seed):
     "Curves of both brows: hair rises near the nose, lies flat and outward further on, and meets along the arch."
     zone = lambda p, m: _brow_zone(a, p, m); segments = int(np.clip(round((n/160)**.5), 2, 5)); roots = _roots(head, rest, normals, zone, 1.6*n/segments, seed, 'brow')
@@ -413,8 +442,8 @@ def _brows(a, head, rest, normals, n, seed):
     rise = np.radians(82-78*_step(t, -.05, .42)-30*_step(t, .35, 1.)-38*v*_step(t, .08, .4))+.18*g.normal(size=len(t))
     d = np.stack([side*np.cos(rise), np.sin(rise), 0*rise], 1); length = (.0062+.0030*_step(t, 0, .35)-.0025*_step(t, .6, 1))*(.7+.5*g.random(len(t)))
     points = _bend(roots, d, length, -.35*roots.normals+np.stack([.3*side, -.15-.1*t, 0*t], 1), 6, .28)
-    c = Curves(roots, points, np.repeat(roots.normals[:, None], 7, 1), np.ones(len(t)), _colors(a, len(t), g, .6), np.ones(len(t)), .8, 1., .85, kind='brow')
-    area = _zone_area(head, rest, zone)*a.brow; c.width = np.clip(1.3*area/(2.2*c.lengths().sum()), 3.5e-5, 4e-4)*(.8+.4*roots.u[:, 1])
+    c = Curves(roots, points, np.repeat(roots.normals[:, None], 7, 1), _colors(a, len(t), g, .6), np.ones(len(t)), .8, 1., gloss=.15, kind='brow')
+    area = _zone_area(head, rest, zone)*a.brow; c.width = np.clip(.75*area/(2.2*c.lengths().sum()), 3.5e-5, 3e-4)*(.8+.4*roots.u[:, 1]); c.opacity = .95*_pale(c.width, n/.13)
     return [(c, np.full(len(t), segments))]
 
 # %% ../nbs/05c_hair.ipynb #612952d4
@@ -431,25 +460,25 @@ def _lash_roots(head, rest, side, lid, count, g):
     eye = rest[np.unique(head.faces[head.regions == REGIONS.index('eye')])]; eye = eye[eye[:, 0]*side > 0].mean(0)
     return Roots(ids, p, p+moved, _unit(p+moved-eye), g.random((count, 4))), t
 
-# %% ../nbs/05c_hair.ipynb #e7fd025e
+# %% ../nbs/05c_hair.ipynb #3951b6a1
 def _lashes(a, head, rest, n, seed):
     "Curves of all lashes: upper ones long, thick and curled up, lower ones short and sparse; they fan out sideways."
     if not (head.regions == REGIONS.index('lashes')).any(): return []
     g = rng(seed, 'hair', 'lash'); segments = int(np.clip(round((n/120)**.5), 2, 6)); parts = []
-    for lid, share, long, up in (('upper', .35, .0092, 1.), ('lower', .15, .0052, -1.)):
+    for lid, share, long, up in (('upper', .36, .0080, 1.), ('lower', .14, .0036, -1.)):
         for side in (1, -1):
             roots, t = _lash_roots(head, rest, side, lid, int(np.clip(share*n/segments, 8, 130 if up > 0 else 70)), g)
             fan = (t-.42)*1.1*side; d = np.stack([fan, -.15*up*np.ones(len(t))-.25*(up < 0), np.ones(len(t))], 1)+.13*g.normal(size=(len(t), 3))
             length = a_len(a)*long*(.55+.45*np.sin(np.pi*np.clip(.18+.66*t, 0, 1)))*(.75+.4*g.random(len(t)))
             k = np.arange(9)/8; bend = np.stack([0*t, up*np.ones(len(t)), -.15*np.ones(len(t))], 1)
-            points = roots.points[:, None]+length[:, None, None]*(k[:, None]*_unit(d)[:, None]*.9+(.75*k**2)[:, None]*bend[:, None])
+            points = roots.points[:, None]+length[:, None, None]*(k[:, None]*_unit(d)[:, None]*.9+(.52*k**2)[:, None]*bend[:, None])
             color = np.minimum(np.array(a.hair)*.5, .03)*np.ones((len(t), 1)); w = np.full(len(t), np.clip(.0034/len(t)*(1 if up > 0 else .6), 5e-5, 1.6e-4))
-            parts.append((Curves(roots, points, np.repeat(roots.normals[:, None], 9, 1), np.ones(len(t)), color, w, 1., 1., .9 if up > 0 else .65, kind='lash'), np.full(len(t), segments)))
+            parts.append((Curves(roots, points, np.repeat(roots.normals[:, None], 9, 1), color, w, 1., 1., 1.1*_pale(w, n/.07)*(.9 if up > 0 else .5), gloss=.1, kind='lash'), np.full(len(t), segments)))
     return parts
 
 def a_len(a): return float(np.clip(getattr(a, 'lashes', 1.), 0, 2))
 
-# %% ../nbs/05c_hair.ipynb #37383399
+# %% ../nbs/05c_hair.ipynb #e5327e10
 def _beard(a, sort, head, rest, normals, n, seed):
     "Curves of a beard: it leaves the skin downwards, the moustache sideways, and hangs."
     zone = lambda p, m: _beard_zone(sort, p, m); b = float(a.beard); long = .0025+.030*b**1.6
@@ -458,9 +487,9 @@ def _beard(a, sort, head, rest, normals, n, seed):
     g = rng(seed, 'hair', 'beard cut'); p = roots.template; x, side = abs(p[:, 0]), np.sign(p[:, 0]); lip = _step(p[:, 1], -.071, -.066)*(1-_step(x, .030, .036))*_step(p[:, 2], .07, .08)
     chin = _step(-p[:, 1], .06, .10)*_step(p[:, 2], .02, .06); length = long*(.35+.65*chin)*(.7+.5*g.random(len(p))); length = np.where(lip > .5, np.minimum(length, .006+.006*b), length)
     d = np.stack([side*(.25+.9*lip*_step(x, .001, .012)), -1+0*x, .15+0*x], 1)+.22*g.normal(size=(len(p), 3))
-    points = _gather(_bend(roots, d, length, np.stack([-.25*side*chin, -.7+0*x, .1*chin], 1), 6, .55), roots, .35*b, len(roots)//8, g)
-    c = Curves(roots, points, np.repeat(roots.normals[:, None], 7, 1), np.ones(len(p)), _colors(a, len(p), g, 1.1)*np.array([1.15, 1., .95]), np.ones(len(p)), .75, 1.05, .55+.35*b, kind='beard', curl=.0012*b, turn=.012)
-    area = _zone_area(head, rest, zone)*(1+.5*b); c.width = np.clip((.5+1.1*b)*area/(2.2*c.lengths().sum()), 4e-5, .0012)*(.7+.6*roots.u[:, 1])
+    points = _gather(_bend(roots, d, length, np.stack([-.25*side*chin, -.7+0*x, .1*chin], 1), 6, .55), roots, .35*b, len(roots)//8, side, g)
+    c = Curves(roots, points, np.repeat(roots.normals[:, None], 7, 1), _colors(a, len(p), g, 1.1)*np.array([1.15, 1., .95]), np.ones(len(p)), .75, 1.05, gloss=.25, kind='beard', curl=.0012*b, turn=.012)
+    area = _zone_area(head, rest, zone)*(1+.5*b); c.width = np.clip((.4+1.1*b)*area/(2.2*c.lengths().sum()), 4e-5, .0012)*(.7+.6*roots.u[:, 1]); c.opacity = (.8+.15*b)*_pale(c.width, n/.3)
     return [(c, np.full(len(p), segments))]
 
 # %% ../nbs/05c_hair.ipynb #d5c64929
@@ -491,7 +520,7 @@ def grow(
     if share['beard']: parts += _beard(appearance, sort, head, rest, normals, share['beard'], seed)
     return _join(parts)
 
-# %% ../nbs/05c_hair.ipynb #137a7b1d
+# %% ../nbs/05c_hair.ipynb #d3b642a1
 def _scalp_and_knot(a, style, head, rest, normals, n, seed):
     "Scalp hair, and what is tied from it."
     scalp = rest[head.masks['scalp'] > .5]; low, high = scalp.min(0), scalp.max(0)
@@ -500,7 +529,7 @@ def _scalp_and_knot(a, style, head, rest, normals, n, seed):
     knot = int(n*dict(bun=.22, tail=.35).get(style.knot, 0.))
     return _scalp(a, style, head, rest, normals, shell, n-knot, seed)+([_knot(a, style, head, rest, normals, shell, knot, seed)] if knot else [])
 
-def _empty(): return Strands(*[np.zeros(s, t) for s, t in (((0,), np.int64), ((0, 3), np.float32), ((0, 4), np.float32), ((0, 3), np.float32), ((0, 3), np.float32), ((0,), np.float32), ((0, 3), np.float32), ((0,), np.int64), ((0,), np.int64))])
+def _empty(): return Strands(*[np.zeros(s, t) for s, t in (((0,), np.int64), ((0, 3), np.float32), ((0, 4), np.float32), ((0, 3), np.float32), ((0, 3), np.float32), ((0,), np.float32), ((0, 3), np.float32), ((0,), np.int64), ((0,), np.int64), ((0,), np.float32))])
 
 def _join(parts):
     "Curves with their numbers of Gaussians, as one `Strands`."
