@@ -19,9 +19,10 @@ from PIL import Image
 from .core import InputError, atomic_write
 from .viz import to_uint8
 
-# %% ../nbs/10_flowio.ipynb #fedc1465
-def _read_bytes(path):
+# %% ../nbs/10_flowio.ipynb #4cc0613e
+def _read_bytes(path, data=None):
     path = Path(path)
+    if data is not None: return data
     if path.is_dir(): raise InputError(f"{path}: is a folder; expected a file")
     if not path.exists(): raise FileNotFoundError(f"{path}: no such file")
     data = path.read_bytes()
@@ -206,13 +207,14 @@ def _format(path):
     if suffix not in FLOW_FORMATS: raise InputError(f"{path}: no flow format '{suffix}'; known: {', '.join(FLOW_FORMATS)}")
     return FLOW_FORMATS[suffix]
 
-# %% ../nbs/10_flowio.ipynb #373cda14
+# %% ../nbs/10_flowio.ipynb #f9753748
 def read_flow(
     path: str|Path,  # .flo, .png (KITTI), .pfm or .flo5
+    data: bytes|None=None,  # the file's bytes, if they are here already
 ) -> Float[torch.Tensor, "2 H W"]:  # flow [px], float32, NaN where unknown
     "Read flow; raises `FileNotFoundError`, or `InputError` when the file is not what its name says."
     read, _ = _format(path)
-    return _to_memory(read(path, _read_bytes(path)))
+    return _to_memory(read(path, _read_bytes(path, data)))
 
 # %% ../nbs/10_flowio.ipynb #5bd59cbd
 def write_flow(
@@ -241,13 +243,14 @@ def _check_picture(path, data, max_pixels):
     if w*h > max_pixels: raise InputError(f"{path}: {w} x {h} pixels; at most {max_pixels/1e6:.0f} million are read")
     if w*h > 4e6 + 1000*len(data): raise InputError(f"{path}: header says {w} x {h} pixels; {len(data)} bytes hardly hold them")
 
-# %% ../nbs/10_flowio.ipynb #7d5549a7
+# %% ../nbs/10_flowio.ipynb #f8adcf4a
 def read_image(
     path: str|Path,              # png, jpg, webp or bmp of 8 or 16 bits; by content, not by name
     max_pixels: float=MAX_PIXELS,  # refuse larger pictures
+    data: bytes|None=None,       # the file's bytes, if they are here already
 ) -> Float[torch.Tensor, "3 H W"]:  # RGB in [0,1], float32
     "Read a picture; raises `FileNotFoundError`, or `InputError` when it is not one."
-    data = _read_bytes(path)
+    data = _read_bytes(path, data)
     _check_picture(path, data, max_pixels)
     a = _decode(path, data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     a = a[..., ::-1].astype(np.float32) / np.iinfo(a.dtype).max
@@ -296,13 +299,14 @@ def write_labels(
         raise InputError(f"{path}: labels are {a.dtype} from {a.min()} to {a.max()}; expected whole numbers from 0 to {len(colors) - 1}")
     return _write_bytes(path, _png_bytes(a.astype(np.uint8), 3, bytes(np.ravel(colors).astype(np.uint8))))
 
-# %% ../nbs/10_flowio.ipynb #f57b695e
+# %% ../nbs/10_flowio.ipynb #3771dd81
 def read_labels(
     path: str|Path,                     # palette (or grey) PNG of 8 bits
     count: int=256,                     # there are no labels of this number or above
+    data: bytes|None=None,              # the file's bytes, if they are here already
 ) -> UInt8[torch.Tensor, "H W"]:        # index of each pixel's label
     "Read labels; raises `FileNotFoundError`, or `InputError` when the file holds something else."
-    data = _read_bytes(path)
+    data = _read_bytes(path, data)
     _check_png(path, data, {(8, 3): 1, (8, 0): 1})
     try:
         with Image.open(io.BytesIO(data), formats=['PNG']) as im: a = np.array(im)
@@ -320,12 +324,13 @@ def write_mask(
     if a.dtype != bool: raise InputError(f"{path}: mask is {a.dtype}; expected bool")
     return _write_bytes(path, _png_bytes(a*np.uint8(255), 0))
 
-# %% ../nbs/10_flowio.ipynb #a414f3dd
+# %% ../nbs/10_flowio.ipynb #a02e201c
 def read_mask(
     path: str|Path,                     # grey PNG of 8 bits
+    data: bytes|None=None,              # the file's bytes, if they are here already
 ) -> Bool[torch.Tensor, "H W"]:         # whether a pixel is above 127
     "Read a mask; raises `FileNotFoundError`, or `InputError` when the file holds something else."
-    data = _read_bytes(path)
+    data = _read_bytes(path, data)
     _check_png(path, data, {(8, 0): 1})
     return torch.from_numpy(_decode(path, data, cv2.IMREAD_GRAYSCALE) > 127)
 
@@ -346,13 +351,14 @@ def write_depth(
         raise InputError(f"{path}: depth from {d[known].min():.4g} to {d[known].max():.4g} m; steps of {scale:g} m hold {scale:g} to {65535*scale:.4g} m")
     return _write_bytes(path, cv2.imencode('.png', p.astype(np.uint16))[1].tobytes())
 
-# %% ../nbs/10_flowio.ipynb #5678a829
+# %% ../nbs/10_flowio.ipynb #41d3e49a
 def read_depth(
     path: str|Path,                     # grey PNG of 16 bits
     scale: float=DEPTH_SCALE,           # [m] a step; the data's annotation says it
+    data: bytes|None=None,              # the file's bytes, if they are here already
 ) -> Float[torch.Tensor, "H W"]:        # [m]; infinite where there is nothing
     "Read depth; raises `FileNotFoundError`, or `InputError` when the file holds something else."
-    data = _read_bytes(path)
+    data = _read_bytes(path, data)
     _check_png(path, data, {(16, 0): 2})
     p = _decode(path, data, cv2.IMREAD_UNCHANGED).astype(np.float32)
     return torch.from_numpy(np.where(p > 0, p*np.float32(scale), np.float32(np.inf)))

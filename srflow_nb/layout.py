@@ -71,17 +71,19 @@ def write_frame(
         out['/'.join(path.parts[-4:])] = [_write(kind, path, value, depth_scale), path.stat().st_size]
     return out
 
-# %% ../nbs/10b_layout.ipynb #4a0ff879
+# %% ../nbs/10b_layout.ipynb #cc66fb47
 def read_kind(
     kind: str,                          # of `KINDS`
     path: str|Path,                     # its file
     depth_scale: float = DEPTH_SCALE,   # [m] a step of the depth, from the annotation
+    data: bytes|None = None,            # the file's bytes, if they are here already
 ) -> torch.Tensor:                      # (3,H,W) in [0,1]; flow (2,H,W) [px]; occlusion (H,W) bool; labels (H,W) uint8; depth (H,W) [m]
     "Read one file of a frame; raises `FileNotFoundError`, or `InputError` naming the file."
     check_name(kind, KINDS, 'kind of file')
-    if kind in FLOW_KINDS: return read_flow(path)
-    if kind == 'depth': return read_depth(path, depth_scale)
-    return {'occlusions': read_mask, 'masks': lambda p: read_labels(p, len(LABEL_COLORS))}.get(kind, read_image)(path)
+    if kind in FLOW_KINDS: return read_flow(path, data)
+    if kind == 'depth': return read_depth(path, depth_scale, data)
+    if kind == 'masks': return read_labels(path, len(LABEL_COLORS), data)
+    return read_mask(path, data) if kind == 'occlusions' else read_image(path, data=data)
 
 # %% ../nbs/10b_layout.ipynb #d9680c27
 def _rounded(value, digits):
