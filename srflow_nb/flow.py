@@ -6,11 +6,13 @@
 __all__ = ['EDGE_ON', 'BACK', 'DEEP', 'FLOW_MODES', 'unhidden', 'front', 'SplatFlow', 'splat_flow', 'flow_both', 'View', 'view',
            'unblend']
 
-# %% ../nbs/09_flow.ipynb #3fa729ac
+# %% ../nbs/09_flow.ipynb #c7df97f7
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from numba import njit
 from torch import Tensor
 
 from .camera import Camera
@@ -22,22 +24,25 @@ from .splat import median_ids, project, rasterize
 # %% ../nbs/09_flow.ipynb #a8063552
 EDGE_ON = .05     # a projected tangent square thinner than this share of its size says nothing about its own turning
 
-# %% ../nbs/09_flow.ipynb #0b5bdd5a
+# %% ../nbs/09_flow.ipynb #f91d3fa0
+def _det(L): return L[:, 0, 0]*L[:, 1, 1]-L[:, 0, 1]*L[:, 1, 0]       # of 2 x 2 matrices; written out, as torch's is slow for many small ones
+
 def _edge_on(
     L0: Float[Tensor, "N 2 2"],         # projected tangents
 ) -> Bool[Tensor, "N"]:                 # True where they (nearly) fall on one line
     "Which splats are seen from the side."
-    return torch.linalg.det(L0).abs() <= EDGE_ON*L0.square().sum((1, 2))
+    return _det(L0).abs() <= EDGE_ON*L0.square().sum((1, 2))
 
-# %% ../nbs/09_flow.ipynb #d92930c2
+# %% ../nbs/09_flow.ipynb #ecf0fc4a
 def _affine_change(
     L0: Float[Tensor, "N 2 2"],         # projected tangents before
     L1: Float[Tensor, "N 2 2"],         # and after
 ) -> Float[Tensor, "N 2 2"]:            # M = L1 L0^-1 - I; 0 where L0 is edge-on
     "How the picture around each splat turns, stretches and shears."
-    good = ~_edge_on(L0)[:, None, None]
-    adjugate = torch.stack([L0[:, 1, 1], -L0[:, 0, 1], -L0[:, 1, 0], L0[:, 0, 0]], -1).unflatten(-1, (2, 2))
-    return torch.where(good, (L1-L0) @ adjugate / torch.where(good, torch.linalg.det(L0)[:, None, None], 1.), 0.)
+    (a, b, c, d), (e, f, g, h) = (L1-L0).flatten(1).unbind(1), L0.flatten(1).unbind(1)
+    good = ~_edge_on(L0)
+    scale = good/torch.where(good, _det(L0), 1.)
+    return torch.stack([(a*h-b*g)*scale, (b*e-a*f)*scale, (c*h-d*g)*scale, (d*e-c*f)*scale], 1).unflatten(1, (2, 2))
 
 # %% ../nbs/09_flow.ipynb #a009826f
 def _with_tangents(g0, g1):
@@ -252,13 +257,24 @@ def view(
     weight = torch.where(front(g, camera)[:, None], 1., BACK).to(uv)
     return View(place, (depth > .01)[:, None], camera.jacobian(g.means) @ g.frames[:, :, :2], weight)
 
-# %% ../nbs/09_flow.ipynb #c93ff75f
+# %% ../nbs/09_flow.ipynb #20ce57fc
+@njit(cache=True, nogil=True, error_model='numpy')
+def _unblend(gates, motion, flow):
+    "Pixel by pixel: flow = shift + M (x - place), each divided by the weight; untouched where no splat is."
+    h, w = flow.shape[1:]
+    for i in range(h):
+        for j in range(w):
+            if not gates[0, i, j] > 0: continue
+            s = np.float32(1)/gates[0, i, j]
+            x, y = np.float32(j+.5-w/2)-gates[1, i, j]*s, np.float32(i+.5-h/2)-gates[2, i, j]*s
+            flow[0, i, j] = (motion[4, i, j]+motion[0, i, j]*x+motion[1, i, j]*y)*s
+            flow[1, i, j] = (motion[5, i, j]+motion[2, i, j]*x+motion[3, i, j]*y)*s
+
 def unblend(
     gates: Float[Tensor, "3 H W"],      # blended `View.gates`
     motion: Float[Tensor, "6 H W"],     # blended `View.motion`, in the same pass or another
-) -> Float[Tensor, "2 H W"]:            # [px]; 0 where no splat is
+) -> Float[Tensor, "2 H W"]:            # [px]; 0 where no splat is; no gradients
     "Flow from its blended channels: what `splat_flow` does with its own."
-    h, w = gates.shape[1:]
-    scale = 1/torch.where(gates[:1] > 0, gates[:1], 1.)
-    away = pixel_centres(w, h, gates)-gates.new_tensor([w/2, h/2])[:, None, None]-gates[1:]*scale
-    return (motion[4:]+(motion[:4].unflatten(0, (2, 2))*away).sum(1))*scale
+    flow = torch.zeros(2, *gates.shape[1:])
+    _unblend(gates.detach().numpy(), motion.detach().numpy(), flow.numpy())
+    return flow
