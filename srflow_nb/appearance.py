@@ -6,7 +6,7 @@
 __all__ = ['SKIN_BASE', 'MELANIN', 'HAEMOGLOBIN', 'PORE', 'skin_color', 'lightness', 'melanin_of', 'MakeUp', 'Appearance',
            'sample_appearance', 'Sites', 'beard_zone', 'relief', 'albedo', 'opacity', 'gloss', 'roughness']
 
-# %% ../nbs/05_appearance.ipynb #b5fea87c
+# %% ../nbs/05_appearance.ipynb #9c2deedd
 import functools
 from dataclasses import dataclass, field
 
@@ -14,14 +14,14 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from .core import rng
-from .eyes import eye_albedo, eye_centres, lash_distance, lash_opacity, mouth_albedo, tongue_albedo, tooth_albedo, tooth_height
+from .eyes import cornea_slope, eye_albedo, eye_centres, lash_distance, lash_opacity, mouth_albedo, tongue_albedo, tooth_albedo, tooth_height
 from .head import REGIONS, Head, normals
 from .light import Light, encode, sample_light, shade
 from .noise import blob, cells, curve_distance, fade, fractal_noise, lerp, slope, soft_step, spots, value_noise
 
-# %% ../nbs/05_appearance.ipynb #b6b6ac49
+# %% ../nbs/05_appearance.ipynb #00e279a3
 SKIN_BASE = np.array([.84, .66, .52], np.float32)         # without pigment
-MELANIN = np.array([.82, 1.08, 1.34], np.float32)         # absorption per unit m
+MELANIN = np.array([.88, 1.10, 1.29], np.float32)         # absorption per unit m
 HAEMOGLOBIN = np.array([.10, .58, .44], np.float32)       # absorption per unit h
 
 def skin_color(
@@ -31,14 +31,14 @@ def skin_color(
     "Albedo of skin from its two pigments (Beer-Lambert; after Tsumura et al., 2003)."
     return SKIN_BASE*np.exp(-np.multiply.outer(m, MELANIN)-np.multiply.outer(h, HAEMOGLOBIN))
 
-# %% ../nbs/05_appearance.ipynb #7d038d43
+# %% ../nbs/05_appearance.ipynb #75222fce
 def lightness(
     linear: Float[np.ndarray, "... 3"],    # linear RGB
 ) -> Float[np.ndarray, "..."]:             # L*, 0 black to 100 white
     "How light a colour looks (CIE 1976)."
     y = np.asarray(linear)@[.2126, .7152, .0722]; return np.where(y > .008856, 116*np.cbrt(y)-16, 903.3*y)
 
-_M = np.linspace(.03, 2.55, 200)
+_M = np.linspace(.03, 2.4, 200)
 def melanin_of(
     dark,                                  # rank from 0 (the lightest skin) to 1 (the darkest)
     blood: float = .4,                     # haemoglobin
@@ -92,8 +92,8 @@ class Appearance:
     beard: float = 0.            # 0 none ... 1 full
     lashes: float = 1.           # density of the lashes
 
-# %% ../nbs/05_appearance.ipynb #30045c1f
-_HAIR = {'black': (.016, .012, .010), 'dark brown': (.035, .020, .012), 'brown': (.075, .040, .020), 'blond': (.34, .22, .10), 'red': (.18, .055, .02), 'grey': (.30, .30, .30)}
+# %% ../nbs/05_appearance.ipynb #0fe3b36e
+_HAIR = {'black': (.016, .012, .010), 'dark brown': (.035, .020, .012), 'brown': (.075, .040, .020), 'blond': (.34, .22, .10), 'red': (.18, .055, .02), 'grey': (.31, .29, .265)}
 _IRIS = {'dark brown': (.035, .015, .007), 'brown': (.09, .04, .015), 'hazel': (.13, .09, .03), 'green': (.10, .13, .06), 'blue': (.10, .17, .26), 'grey': (.17, .19, .2)}
 _LIPSTICK = ((.42, .03, .05), (.30, .05, .07), (.45, .13, .14), (.20, .02, .05), (.38, .15, .10), (.50, .09, .16))
 _SHADOW = ((.10, .06, .07), (.16, .10, .06), (.07, .07, .10), (.22, .13, .12), (.05, .04, .04), (.12, .16, .17))
@@ -181,12 +181,12 @@ def _darker(a, p, s):
     socket, ring = blob(p, [.029, .000, .08], [.019, .014, .05]), blob(p, [.026, -.0125, .085], [.013, .0048, .05])
     return (1-.6*a.makeup.foundation)*(.07*socket+(.06+.30*a.tired)*ring+.07*blob(p, [.013, -.069, .095], [.019, .016, .05])+.05*blob(p, [.017, .002, .08], [.006, .01, .05]))
 
-# %% ../nbs/05_appearance.ipynb #95c75ba2
+# %% ../nbs/05_appearance.ipynb #cbd8a2ef
 def _pigments(a: Appearance, s: Sites):
     "Melanin and haemoglobin of each point of skin, before spots and pores."
     p, even = s.points, a.mottle*(1-.7*a.makeup.foundation); n = lambda size, k: fractal_noise(p, size, 6, a.seed*16+k, gain=.82, spacing=s.spacing)
-    m = a.melanin*(1+_darker(a, p, s))+.4*_darker(a, p, s)+(.030+.030*a.melanin)*even*n(.016, 1)
-    h = a.blood*(.85+_redness(a, p, s)+.19*even*(1+_redness(a, p, s).clip(0))*n(.012, 2))
+    m = a.melanin*(1+_darker(a, p, s))+.4*_darker(a, p, s)+(.040+.036*a.melanin)*even*n(.016, 1)
+    h = a.blood*(.85+_redness(a, p, s)+.25*even*(1+_redness(a, p, s).clip(0))*n(.012, 2))
     return np.maximum(m, 0), np.maximum(h, 0)
 
 # %% ../nbs/05_appearance.ipynb #053abf75
@@ -205,7 +205,7 @@ def _spots(a: Appearance, head: Head, s: Sites):
     if s.spacing is not None: radii, strengths = (r := np.hypot(radii, .3*np.median(s.spacing))), strengths*(radii/r)**2
     return (1-.6*a.makeup.foundation)*spots(s.points, centres, radii, strengths)
 
-# %% ../nbs/05_appearance.ipynb #44b640ee
+# %% ../nbs/05_appearance.ipynb #6ae80b7c
 _LINE_TABLE = """
 forehead 1      | .30 .26 .9 | 0,37 14,39 29,42 42,39
 forehead 2      | .40 .24 .9 | 0,47 14,48 29,51 44,48
@@ -221,13 +221,13 @@ nasolabial      | .16 .45 1.5 | 17.5,-33 22.5,-42 27.5,-54 30,-66
 nasolabial fold | .30 .80 4.0 | 17,-34 23,-43 28,-55 31,-67
 marionette      | .45 .38 1.2 | 25,-71.5 28.5,-79 30,-89
 chin furrow     | -.9 .22 1.6 | 0,-84 9,-83.6 17,-81
-lip corner      | -.6 .25 1.0 | 22,-68.4 25.5,-69.6 28,-71
+lip corner      | -.3 .18 1.2 | 22,-68.4 24,-69.3 26,-70.6
 lid crease      | -.9 .16 .6 | 17,3.2 23,7 31,8 40,4.5 44,1
 neck 1          | .20 .35 1.4 | 0,-124 20,-122 42,-113
 neck 2          | .45 .40 1.6 | 0,-137 22,-135 46,-126
 """
 
-# %% ../nbs/05_appearance.ipynb #42b483c0
+# %% ../nbs/05_appearance.ipynb #e0d9fba9
 @functools.lru_cache(1)
 def _lines():
     "Rows of the table as (onset, depth [m], half width [m], smooth curve (13,3) [m] with z = 0)."
@@ -240,16 +240,16 @@ def _lines():
 
 def _wrinkle_strengths(a):
     "How deep each line of this person is, relative to the table: age, and luck."
-    luck = rng(a.seed, 'wrinkles').uniform(.35, 1.4, len(_lines())); return [a.wrinkles*k*float(soft_step(a.age, w[0], w[0]+.6)) for k, w in zip(luck, _lines())]
+    luck = rng(a.seed, 'wrinkles').uniform(.35, 1.4, len(_lines())); return [1.35*a.wrinkles*k*float(soft_step(a.age, w[0], w[0]+.6)) for k, w in zip(luck, _lines())]
 
-# %% ../nbs/05_appearance.ipynb #774b9a2f
+# %% ../nbs/05_appearance.ipynb #c4ab1592
 def _wrinkles(a: Appearance, p, spacing):
     "Depth of the lines at each point [m]; lines finer than the samples fade."
-    front = p[:, 2] > .0; out = np.zeros(len(p)); wander = .0016*np.stack([value_noise(p, .011, a.seed*16+k) for k in (3, 4)], 1)
+    front = p[:, 2] > .0; out = np.zeros(len(p)); wander = np.stack([.0022*value_noise(p, .022, a.seed*16+k)+.0005*value_noise(p, .006, a.seed*16+k) for k in (3, 4)], 1); broken = .75+.45*value_noise(p, .013, a.seed*16+5)
     q = np.concatenate([abs(p[:, :1])+.7*wander[:, :1], p[:, 1:2]+wander[:, 1:], np.zeros((len(p), 1))], 1)
     for strength, (_, depth, width, curve) in zip(_wrinkle_strengths(a), _lines()):
         if strength < .02: continue
-        d, along = curve_distance(q, curve, 2.6*width); out += strength*depth*fade(2*width, spacing)*np.exp(-(d/width)**2)*np.minimum(1, 4*np.sqrt(along*(1-along))+.15)*(d < 2.59*width)*front
+        d, along = curve_distance(q, curve, 2.6*width); out += strength*depth*fade(2*width, spacing)*np.exp(-(d/width)**2)*np.minimum(1, 3*np.sqrt(along*(1-along))+.1*(along < .5))*(d < 2.59*width)*broken*front
     return out
 
 # %% ../nbs/05_appearance.ipynb #4bb97b1e
@@ -264,7 +264,7 @@ def _pores(a: Appearance, p, spacing):
     zone = _pore_zone(p).clip(0, 1); far, who = cells(p, PORE, a.seed*16+5); radius = PORE*(.17+.10*zone)*(1+.3*who)
     return a.pores*fade(.75*PORE, spacing)*zone*np.exp(-(far/radius)**2)*(1-.8*a.makeup.foundation)
 
-# %% ../nbs/05_appearance.ipynb #a65c8e0c
+# %% ../nbs/05_appearance.ipynb #29f0f059
 def _lip_creases(a: Appearance, p):
     "Vertical creases of the lips, in [-1,1]: long along y, fine along x."
     q = p+.0012*np.stack([value_noise(p, .004, a.seed*16+k) for k in (6, 7, 7)], 1)
@@ -272,11 +272,11 @@ def _lip_creases(a: Appearance, p):
 
 def _height(a: Appearance, s: Sites, lips, p):
     "Height of the skin at p (near the sites) over the smooth mesh [m]."
-    net = fractal_noise(p, .0016, 3, a.seed*16+10, gain=.8, spacing=s.spacing)*(1.0e-5+2e-5*a.age); sag = fractal_noise(p, .007, 2, a.seed*16+11, spacing=s.spacing)*(.3e-4+2.2e-4*a.age**2)
-    skin = net+sag-_wrinkles(a, p, s.spacing)-5.5e-5*_pores(a, p, s.spacing)
+    net = fractal_noise(p, .0034, 4, a.seed*16+10, gain=.62, spacing=s.spacing)*(2.0e-5+4.5e-5*a.age); sag = fractal_noise(p, .007, 2, a.seed*16+11, spacing=s.spacing)*(.3e-4+1.3e-4*a.age**2)
+    skin = net+sag-_wrinkles(a, p, s.spacing)-8.5e-5*_pores(a, p, s.spacing)
     return (1-lips)*skin+lips*(7e-5*(1+a.age)*fade(.0011, s.spacing)*_lip_creases(a, p)+2e-4*np.exp(-((lips-.5)/.25)**2))
 
-# %% ../nbs/05_appearance.ipynb #77f1bf56
+# %% ../nbs/05_appearance.ipynb #51584db8
 def _lip_mask(a: Appearance, s: Sites, soft=.16):
     "How much each point is lip, with a soft, slightly frayed border."
     return soft_step(s.masks['lips']+.05*value_noise(s.points, .0022, a.seed*16+12), .5-soft, .5+soft)*s.is_('skin', 'lips', 'mouth')
@@ -295,8 +295,8 @@ def relief(
     s = Sites.on(head, triangles, barycentric, spacing); out = np.zeros((len(s.points), 3), np.float32)
     n = (_rest_normals(head)[head.faces[np.asarray(triangles)]]*np.asarray(barycentric)[..., None]).sum(1); n /= np.maximum(np.linalg.norm(n, axis=1, keepdims=True), 1e-9)
     rows = np.flatnonzero(s.is_('skin', 'lips', 'eyelids', 'neck')); k = s[rows]; lips = _lip_mask(a, k)
-    out[rows] = slope(lambda p: _height(a, k, lips, p), k.points, n[rows]); teeth = np.flatnonzero(s.is_('teeth')); k = s[teeth]
-    out[teeth] = slope(lambda p: tooth_height(p)*fade(.002, k.spacing), k.points, n[teeth]); return out
+    out[rows] = slope(lambda p: _height(a, k, lips, p), k.points, n[rows]); teeth, eye = (np.flatnonzero(s.is_(part)) for part in ('teeth', 'eye'))
+    out[teeth] = slope(lambda p: tooth_height(p)*fade(.002, s[teeth].spacing), s.points[teeth], n[teeth]); out[eye] = cornea_slope(head, s.points[eye]); return out
 
 Appearance.relief = relief
 
@@ -326,17 +326,17 @@ def _shadow_of_beard(a: Appearance, s: Sites):
     dots = 2.6*np.exp(-(cells(s.points, .00062, a.seed*16+2)[0]/.00020)**2); w = fade(.0006, s.spacing)
     return np.clip(much*zone*(.30+.45*min(1., 1.6*a.beard))*(1+w*(dots-1)), 0, 1)
 
-# %% ../nbs/05_appearance.ipynb #d78ba346
+# %% ../nbs/05_appearance.ipynb #a9264c0d
 def _dress(a: Appearance, head: Head, s: Sites, color, lips):
     "Lay make-up, brows, beard and hair over the colour of skin (N,3)."
-    k = a.makeup; color = lerp(color, np.asarray(k.lip_color)*(1+.15*_lip_creases(a, s.points)*fade(.0011, s.spacing))[:, None], .85*k.lipstick*lips)
+    k = a.makeup; color = lerp(color, np.asarray(k.lip_color)*np.exp(-.28*a.melanin)*(1+.15*_lip_creases(a, s.points)*fade(.0011, s.spacing))[:, None], .85*k.lipstick*lips)
     lid = soft_step(s.points[:, 1], -.001, .004)*blob(s.points, [.031, .006, .083], [.017, .0075, .03]); color = lerp(color, k.shadow_color, .6*k.eye_shadow*lid)
     up, low = lash_distance(head, s.points), lash_distance(head, s.points, 'lower'); w = fade(.0015, s.spacing)
     color = lerp(color, np.full(3, .012), w*np.clip((.45+.35*k.eyeliner)*np.exp(-(up/(.0007+.0010*k.eyeliner))**2)+(.18+.4*k.eyeliner**2)*np.exp(-(low/.0007)**2), 0, 1)*min(1., a.lashes+k.eyeliner))
     color = lerp(color, np.array(a.hair)*.8+.006, _shadow_of_beard(a, s)); cover, hair = _hair(a, s)
     return lerp(lerp(color, np.array(a.hair)*.9+.004, .80*_brow(a, s)), hair, cover)
 
-# %% ../nbs/05_appearance.ipynb #6f83b0f4
+# %% ../nbs/05_appearance.ipynb #24df38d5
 def _wet_rim(head, s):
     "The pink rim of the lids and the caruncle in the inner corner, in [0,1]."
     side = (s.points[:, 0] < 0).astype(int); far = np.linalg.norm(s.points-eye_centres(head)[side], axis=1)
@@ -345,8 +345,8 @@ def _wet_rim(head, s):
 def _skin(a: Appearance, head: Head, s: Sites):
     "Colour (N,3) of skin, lips, lids, ears, scalp and neck."
     m, h = _pigments(a, s); lips = _lip_mask(a, s); lower = soft_step(-s.points[:, 1], .066, .069); fold = np.clip(_wrinkles(a, s.points, s.spacing)/4e-4, 0, 1.5)
-    pores = _pores(a, s.points, s.spacing); m = m+_spots(a, head, s)*(1-.7*lips)+.10*fold+(.10+.10*m)*pores; h = h+.22*fold+.10*pores
-    crease = _lip_creases(a, s.points)*fade(.0011, s.spacing); m = m+lips*(.12-(.30+.15*lower)*m+.07*np.clip(-crease, 0, 1)); h = h+lips*(.22+a.lips*(.50+.10*lower)+.10*crease)
+    pores = _pores(a, s.points, s.spacing); m = m+_spots(a, head, s)*(1-.7*lips)+(.06+.04*m)*fold+(.16+.12*m)*pores; h = h+.10*fold+.16*pores
+    crease = _lip_creases(a, s.points)*fade(.0011, s.spacing); m = m+lips*(.14-(.04+.14*lower)*m+.09*np.clip(-crease, 0, 1)); h = h+lips*(.20+a.lips*(.48+.10*lower)+.10*crease)
     wet = _wet_rim(head, s); color = lerp(skin_color(m, h), [.47, .21, .185], .8*wet); tired = blob(s.points, [.024, -.0115, .085], [.012, .005, .05])
     return _dress(a, head, s, color*(1-(.02+.10*a.tired)*(1-.6*a.makeup.foundation)*np.multiply.outer(tired, [1.3, 1., .5])), lips)
 
@@ -382,8 +382,8 @@ def opacity(
 
 Appearance.opacity = opacity
 
-# %% ../nbs/05_appearance.ipynb #8feb662e
-_GLOSS = dict(skin=.22, lips=.55, mouth=.7, eyelids=.25, ears=.2, scalp=.2, neck=.14, eye=1., teeth=.75, tongue=.6, lashes=0., cap=0.)
+# %% ../nbs/05_appearance.ipynb #1b584835
+_GLOSS = dict(skin=.22, lips=.55, mouth=.7, eyelids=.25, ears=.2, scalp=.2, neck=.14, eye=.85, teeth=.7, tongue=.6, lashes=0., cap=0.)
 _ROUGH = dict(skin=.46, lips=.30, mouth=.25, eyelids=.42, ears=.5, scalp=.45, neck=.5, eye=.08, teeth=.18, tongue=.28, lashes=.6, cap=1.)
 
 def _oily(a, p): return a.oil*(.55*blob(p, [0, .045, .09], [.035, .025, .05])+.8*blob(p, [.005, -.030, .11], [.012, .022, .03])+.4*blob(p, [0, -.098, .09], [.014, .012, .04])+.3*blob(p, [.045, -.018, .07], [.014, .01, .05]))
