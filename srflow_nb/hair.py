@@ -62,7 +62,7 @@ class Style:
     fringe: float = 0.           # share of the front's hair that falls over the forehead
     fuzz: bool = False           # too tightly curled to follow: short pieces, most of them near the surface
 
-# %% ../nbs/05c_hair.ipynb #8f01ab78
+# %% ../nbs/05c_hair.ipynb #c10ba5fc
 HAIR_STYLES = dict(
     bald=Style(0.),
     buzz=Style(.006, .8, lift=.75, gravity=.02, body=.003, clump=0.),
@@ -74,8 +74,8 @@ HAIR_STYLES = dict(
     afro=Style(.045, .7, whorl=.1, lift=1., gravity=0., body=.04, curl=.004, turn=.018, clump=.1, cover=3., fuzz=True),
     bob=Style(.30, 1., end=-.072, part=.9, lift=.35, gravity=.3, body=.016, clump=.4, cover=1.7),
     fringe=Style(.30, 1., end=-.095, part=.75, lift=.35, gravity=.3, body=.016, clump=.35, cover=1.8, fringe=1.),
-    long=Style(.42, 1., end=-.205, part=.9, lift=.35, gravity=.3, body=.018, clump=.3, cover=3.4),
-    wavy=Style(.40, 1., end=-.17, part=.9, lift=.45, gravity=.28, body=.022, curl=.006, turn=.07, clump=.6, cover=2.6),
+    long=Style(.42, 1., end=-.205, part=.9, lift=.35, gravity=.3, body=.018, clump=.3, cover=4.2),
+    wavy=Style(.40, 1., end=-.19, part=.9, lift=.45, gravity=.28, body=.022, curl=.006, turn=.07, clump=.6, cover=2.6),
     bun=Style(.2, 1., tie=(0., 1., -.75), knot='bun', whorl=0., lift=.1, gravity=0., body=.005, clump=.3, cover=1.2),
     ponytail=Style(.2, 1., tie=(0., .25, -1.), knot='tail', whorl=0., lift=.1, gravity=0., body=.006, clump=.3, cover=1.4))
 
@@ -206,10 +206,10 @@ def _comb(style: Style, p, out, centre, tie, side, free):
     if tie is not None: d = d+2*_unit(tie-p)
     return _unit(d-(d*out).sum(1, keepdims=True)*out)
 
-# %% ../nbs/05c_hair.ipynb #d73b5a24
+# %% ../nbs/05c_hair.ipynb #cc3e2a13
 def _face(x, centre, side, free):
     "Where points fall over the face: how far from its edge [rad], and the direction around the head that leads there."
-    q = x-centre; angle = np.arctan2(q[:, 0], q[:, 2]); edge = np.radians(68)*_step(-q[:, 1], -.075, .0)*free
+    q = x-centre; angle = np.arctan2(q[:, 0], q[:, 2]); edge = np.radians(60)*_step(-q[:, 1], -.075, .0)*free
     return np.where(abs(angle) < edge, edge-angle*side, 0), side[:, None]*np.stack([np.cos(angle), 0*angle, -np.sin(angle)], 1)
 
 def _keep_face_free(x, centre, side, free):
@@ -217,16 +217,16 @@ def _keep_face_free(x, centre, side, free):
     over, _ = _face(x, centre, side, free); a = side*np.minimum(over, .25); q = x-centre; cos, sin = np.cos(a), np.sin(a)
     return centre+np.stack([cos*q[:, 0]+sin*q[:, 2], q[:, 1], cos*q[:, 2]-sin*q[:, 0]], 1)
 
-# %% ../nbs/05c_hair.ipynb #a2e69c80
+# %% ../nbs/05c_hair.ipynb #829c9de5
 def _scalp_curves(style, roots, shell, length, tie, part, steps):
     "Grow strands over the head: points (S,K,3). Each step turns towards comb, gravity and its layer, then stays outside."
     side = np.where(roots.template[:, 0]+.004*(roots.u[:, 1]-.5) > part, 1., -1.); c, h, long = shell.centre, (length/steps)[:, None], length.max() > .12 and tie is None
-    layer = style.body*(.15+.85*roots.u[:, 2])                                  # each strand has its place in the layer
-    free = 1-(roots.u[:, 3] < style.fringe*_step(roots.template[:, 1]+.6*roots.template[:, 2], .088, .10)*(abs(roots.template[:, 0]) < .05))
+    layer = style.body*(.15+.85*roots.u[:, 2])*(np.clip(length/style.length, .3, 1) if tie is None else 1)     # each strand has its place in the layer
+    free = 1-(roots.u[:, 3] < .97*style.fringe*_step(roots.template[:, 1]+.6*roots.template[:, 2], .088, .10)*(abs(roots.template[:, 0]) < .05))
     x = roots.points; d = _unit((1-style.lift)*_comb(style, x, roots.normals, c, tie, side, free)+style.lift*roots.normals); curve = [x]
     for k in range(steps):
         above, out = shell.height(x); pull = .25*(1-style.lift)+.1 if tie is None else 2.
-        settle = np.clip((layer-above)/.012, -1, .3)*min(1., 14/steps)*np.where(long & (x[:, 1] < c[1]-.03), .25, 1.)
+        settle = np.clip((layer-above)/.012, -1, .3)*min(1., 14/steps)*np.where(long & (x[:, 1] < c[1]-.03), .08, 1.)
         d = d+pull*_comb(style, x, out, c, tie, side, free)*(length > .012)[:, None]+style.gravity*np.array([0., -1, 0])+settle[:, None]*out
         if long: over, way = _face(x, c, side, free); d = d+1.2*np.minimum(over, 1)[:, None]*way
         d = _unit(d-np.minimum((d*out).sum(1), 0)[:, None]*out*_step(layer-above, -.006, .0)[:, None]); x = x+h*d
@@ -251,7 +251,7 @@ def _respaced(
     t = np.interp(want.ravel(), (total+far*np.arange(S)[:, None]).ravel(), np.tile(np.arange(K), S))/(K-1)
     return _along(points, np.repeat(np.arange(S), K), t).reshape(S, K, 3)
 
-# %% ../nbs/05c_hair.ipynb #16a2245f
+# %% ../nbs/05c_hair.ipynb #c23ec4ae
 @dataclass
 class Curves:
     "Strands as polylines, before they are cut into Gaussians."
@@ -265,8 +265,10 @@ class Curves:
     opacity: float|np.ndarray = .9  # of a segment; one for all or (S,1)
     curl: float = 0.             # radius of a curl [m]
     turn: float = .03            # length of hair that makes one turn [m]
+    phase: np.ndarray|float = 0. # (S,) where its turns begin, in turns
     fuzz: bool = False           # short pieces instead of a chain
     gloss: float = .5            # share of the light that mirrors
+    flat: float = .5             # thickness as a share of the width
     kind: str = 'scalp'          # of `HAIR_KINDS`
 
     def lengths(self) -> np.ndarray:       # (S,) [m]
@@ -292,16 +294,16 @@ def _frame(c, s, t, along):
     out = _along(c.out, s, t); out = _unit(out-(out*along).sum(1, keepdims=True)*along+1e-9)
     return out, np.cross(out, along)
 
-# %% ../nbs/05c_hair.ipynb #f4d47ccc
+# %% ../nbs/05c_hair.ipynb #81e3f0f6
 def _curled(c, s, t):
     "Points on the strands at shares t, curls included: a circle around the strand that grows from nothing at the root."
     p = _along(c.points, s, t)
     if c.curl == 0: return p
     along = _unit(_along(c.points, s, t+.02)-_along(c.points, s, t-.02)); out, side = _frame(c, s, t, along); length = c.lengths()[s]
-    phase = 2*np.pi*(t*length/c.turn*(.8+.4*c.roots.u[s, 1])+c.roots.u[s, 2]); r = (c.curl*_step(t*length, 0, .02)*(.6+.8*c.roots.u[s, 3]))[:, None]
+    phase = 2*np.pi*(t*length/c.turn*(.8+.4*c.roots.u[s, 1])+np.broadcast_to(c.phase, len(c.roots))[s]); r = (c.curl*_step(t*length, 0, .02)*(.6+.8*c.roots.u[s, 3]))[:, None]
     return p+r*(np.cos(phase)[:, None]*out+np.sin(phase)[:, None]*side)
 
-# %% ../nbs/05c_hair.ipynb #5cc05b16
+# %% ../nbs/05c_hair.ipynb #9817f106
 def _chain(c: Curves, m, first=0):
     "Cut strand s into m[s] Gaussians, end to end."
     s = np.repeat(np.arange(len(m)), m); j = np.arange(len(s))-np.repeat(np.cumsum(m)-m, m); share = m[s].astype(float)
@@ -312,7 +314,7 @@ def _chain(c: Curves, m, first=0):
     w = c.width[s]*taper; tilt = .5*(c.roots.u[s, 0]-.5)[:, None]
     color = c.color[s]*(c.root_shade+(c.tip_shade-c.root_shade)*_step(t, 0, .7))[:, None]
     f32 = lambda a: np.ascontiguousarray(a, np.float32)
-    return Strands(c.roots.triangle[s], f32((ends[0]+ends[1])/2), f32(_quats(np.stack([along, side, out], 2))), f32(np.stack([np.maximum(.42*length, w), w, .5*w], 1)),
+    return Strands(c.roots.triangle[s], f32((ends[0]+ends[1])/2), f32(_quats(np.stack([along, side, out], 2))), f32(np.stack([np.maximum(.42*length, w), w, c.flat*w], 1)),
                    f32(_unit(out+tilt*along+.3*tilt*side)), f32(np.broadcast_to(c.opacity, len(m))[s]*(1-.4*_step(t, .8, 1.))), f32(np.clip(color, 0, 1)), np.full(len(s), HAIR_KINDS.index(c.kind)), s+first, np.full(len(s), c.gloss, np.float32))
 
 # %% ../nbs/05c_hair.ipynb #9e002788
@@ -340,13 +342,16 @@ def _lengths(style, roots, g):
     top = _step(roots.template[:, 1]-.25*roots.template[:, 2], .035, .095)
     return style.length*(style.sides+(1-style.sides)*top)*(.78+.3*g.random(len(roots)))
 
-# %% ../nbs/05c_hair.ipynb #c6de8c69
-def _gather(points, roots, amount, locks, side, g):
-    "Pull strands towards a leader of their lock, the more the nearer to the tip."
-    if len(roots) < 8: return points
-    lead = g.permutation(len(roots))[:max(4, locks)]; key = np.c_[roots.template, .3*side]; _, near = cKDTree(key[lead]).query(key)
-    t = np.linspace(0, 1, points.shape[1])[None, :, None]; near = lead[near]
-    return points+amount*_step(t, .1, 1.)*(points[near]-points+(1-.8*t)*(roots.points-roots.points[near])[:, None])
+# %% ../nbs/05c_hair.ipynb #09963e38
+def _locks(roots, side, free, count, g):
+    "The leader of each strand's lock: of `count` strands, the one that grows nearest and falls to the same side."
+    lead = g.permutation(len(roots))[:max(4, count)]; key = np.c_[roots.template, .3*side, .15*free]
+    return lead[cKDTree(key[lead]).query(key)[1]]
+
+def _gather(points, roots, amount, leader):
+    "Pull strands towards the leader of their lock, the more the nearer to the tip."
+    t = np.linspace(0, 1, points.shape[1])[None, :, None]; apart = (roots.points-roots.points[leader])[:, None]
+    return points+amount*_step(t, .1, 1.)*(points[leader]-points+(1-.8*t)*apart)
 
 # %% ../nbs/05c_hair.ipynb #66d1046c
 def _cut(style, points, roots, g, tie, free):
@@ -357,20 +362,22 @@ def _cut(style, points, roots, g, tie, free):
     if tie is not None: far = np.linalg.norm(points-tie, axis=2); low |= far < far.min(1, keepdims=True)+.008
     return np.where(low.any(1), np.maximum(low.argmax(1), 1)/K, 1.)
 
-# %% ../nbs/05c_hair.ipynb #7a9fb3f1
+# %% ../nbs/05c_hair.ipynb #507569f0
 def _scalp(a, style, head, rest, normals, shell, n, seed):
     "Curves of the scalp's hair and how many Gaussians each gets, n in all."
-    g = rng(seed, 'hair', 'cut'); mean = style.length*(.55+.45*style.sides); steps = int(np.clip(mean/.012, 5, 30)) if style.tie is None else 28
+    g = rng(seed, 'hair', 'cut'); mean = style.length*(.55+.45*style.sides); steps = int(np.clip(mean/.012, 5 if mean < .01 else 12, 30)) if style.tie is None else 28
     tie = None if style.tie is None else _on_shell(shell, np.array(style.tie), .006)
     segments = max(2, min(24, round((n/14)**.5*mean**.5*1.2))) if style.curl == 0 else 3 if style.fuzz else max(3, min(24, round(5*mean/style.turn)))
     roots = _roots(head, rest, normals, lambda p, m: _scalp_zone(a, style, p, m), 1.35*n/segments, seed, 'scalp')
     if not len(roots): return []
     length = _lengths(style, roots, g) if tie is None else 1.5*np.linalg.norm(roots.points-tie, axis=1)+.01; part = g.choice([-1, 1])*g.uniform(.0, .03) if style.part else 0.
     points, free, side = _scalp_curves(style, roots, shell, length, tie, part, steps); under = roots.u[:, 2] < .25       # the lowest layer: wide, dark, hides the skin
-    points = _gather(points, roots, style.clump*~under[:, None, None], len(roots)//14, side, g)
+    leader = _locks(roots, side, free, min(len(roots)//7, 400), g); points = _gather(points, roots, style.clump*~under[:, None, None], leader)
+    if style.curl and not style.fuzz: roots.u[:, 1:4:2] = roots.u[leader, 1:4:2]; phase = roots.u[leader, 2]+.12*roots.u[:, 2]      # a lock curls as one
+    else: phase = roots.u[:, 2]
     points = _respaced(points, _cut(style, points, roots, g, tie, free), 0 if style.curl else 1.)
-    c = Curves(roots, points, shell.height(points)[1], _colors(a, len(roots), g), np.ones(len(roots)), curl=style.curl, turn=style.turn, fuzz=style.fuzz, gloss=.25 if style.fuzz else .5)
-    c.color *= (.55+.5*roots.u[:, 2:3])*np.where(under, .6, 1.)[:, None]
+    c = Curves(roots, points, shell.height(points)[1], _colors(a, len(roots), g), np.ones(len(roots)), curl=style.curl, turn=style.turn, phase=phase, root_shade=.7 if tie is None else .92, fuzz=style.fuzz, gloss=.25 if style.fuzz else .5)
+    c.color *= (.62+.43*roots.u[:, 2:3])*np.where(under, .85, 1.)[:, None]
     L = c.lengths(); share = L*np.where(under, .5, 1.); m = np.maximum(2, np.round(share*n/share.sum())).astype(int)
     area = style.cover*_zone_area(head, rest, lambda p, k: _scalp_zone(a, style, p, k))
     seen = np.minimum(L, .28*m*style.turn) if style.curl else L; w = 1.5*area/(2.2*(seen*np.where(under, 3., 1.)).sum())
@@ -432,7 +439,7 @@ def _bend(roots, d, length, curve, steps, lift):
         x = x+(length/steps)[:, None]*d; d = _unit(d+curve/steps); out.append(x)
     return np.stack(out, 1)
 
-# %% ../nbs/05c_hair.ipynb #2781a778
+# %% ../nbs/05c_hair.ipynb #fbaaeafd
 def _brows(a, head, rest, normals, n, seed):
     "Curves of both brows: hair rises near the nose, lies flat and outward further on, and meets along the arch."
     zone = lambda p, m: _brow_zone(a, p, m); segments = int(np.clip(round((n/160)**.5), 2, 5)); roots = _roots(head, rest, normals, zone, 1.6*n/segments, seed, 'brow')
@@ -443,7 +450,7 @@ def _brows(a, head, rest, normals, n, seed):
     d = np.stack([side*np.cos(rise), np.sin(rise), 0*rise], 1); length = (.0062+.0030*_step(t, 0, .35)-.0025*_step(t, .6, 1))*(.7+.5*g.random(len(t)))
     points = _bend(roots, d, length, -.35*roots.normals+np.stack([.3*side, -.15-.1*t, 0*t], 1), 6, .28)
     c = Curves(roots, points, np.repeat(roots.normals[:, None], 7, 1), _colors(a, len(t), g, .6), np.ones(len(t)), .8, 1., gloss=.15, kind='brow')
-    area = _zone_area(head, rest, zone)*a.brow; c.width = np.clip(.75*area/(2.2*c.lengths().sum()), 3.5e-5, 3e-4)*(.8+.4*roots.u[:, 1]); c.opacity = .95*_pale(c.width, n/.13)
+    area = _zone_area(head, rest, zone)*a.brow; c.width = np.clip(.65*area/(2.2*c.lengths().sum()), 3.5e-5, 3e-4)*(.8+.4*roots.u[:, 1]); c.opacity = .95*_pale(c.width, n/.13)
     return [(c, np.full(len(t), segments))]
 
 # %% ../nbs/05c_hair.ipynb #612952d4
@@ -478,24 +485,39 @@ def _lashes(a, head, rest, n, seed):
 
 def a_len(a): return float(np.clip(getattr(a, 'lashes', 1.), 0, 2))
 
-# %% ../nbs/05c_hair.ipynb #e5327e10
-def _beard(a, sort, head, rest, normals, n, seed):
-    "Curves of a beard: it leaves the skin downwards, the moustache sideways, and hangs."
-    zone = lambda p, m: _beard_zone(sort, p, m); b = float(a.beard); long = .0025+.030*b**1.6
-    segments = int(np.clip(round((n*long)**.5*.25), 2, 8)); roots = _roots(head, rest, normals, zone, 1.7*n/segments, seed, 'beard')
-    if not len(roots): return []
-    g = rng(seed, 'hair', 'beard cut'); p = roots.template; x, side = abs(p[:, 0]), np.sign(p[:, 0]); lip = _step(p[:, 1], -.071, -.066)*(1-_step(x, .030, .036))*_step(p[:, 2], .07, .08)
-    chin = _step(-p[:, 1], .06, .10)*_step(p[:, 2], .02, .06); length = long*(.35+.65*chin)*(.7+.5*g.random(len(p))); length = np.where(lip > .5, np.minimum(length, .006+.006*b), length)
-    d = np.stack([side*(.25+.9*lip*_step(x, .001, .012)), -1+0*x, .15+0*x], 1)+.22*g.normal(size=(len(p), 3))
-    points = _gather(_bend(roots, d, length, np.stack([-.25*side*chin, -.7+0*x, .1*chin], 1), 6, .55), roots, .35*b, len(roots)//8, side, g)
-    c = Curves(roots, points, np.repeat(roots.normals[:, None], 7, 1), _colors(a, len(p), g, 1.1)*np.array([1.15, 1., .95]), np.ones(len(p)), .75, 1.05, gloss=.25, kind='beard', curl=.0012*b, turn=.012)
-    area = _zone_area(head, rest, zone)*(1+.5*b); c.width = np.clip((.4+1.1*b)*area/(2.2*c.lengths().sum()), 4e-5, .0012)*(.7+.6*roots.u[:, 1]); c.opacity = (.8+.15*b)*_pale(c.width, n/.3)
-    return [(c, np.full(len(p), segments))]
+# %% ../nbs/05c_hair.ipynb #2d368a63
+def _beard_directions(roots, g):
+    "Combed direction (S,3) of beard hair, and how much of chin (S,) and moustache (S,) there is in it."
+    p = roots.template; x, side = abs(p[:, 0]), np.sign(p[:, 0]); chin = _step(-p[:, 1], .06, .10)*_step(p[:, 2], .02, .06)
+    lip = _step(p[:, 1], -.071, -.066)*(1-_step(x, .030, .036))*_step(p[:, 2], .07, .08)
+    return np.stack([side*(.25+1.1*lip*_step(x, .001, .010)), -1+0*x, .15+0*x], 1)+.2*g.normal(size=(len(p), 3)), chin, lip
 
-# %% ../nbs/05c_hair.ipynb #d5c64929
+# %% ../nbs/05c_hair.ipynb #3ce1972a
+def _beard(a, sort, head, rest, normals, n, seed):
+    "Curves of a beard: it leaves the skin downwards, the moustache sideways, and hangs. Under it lies a soft shadow."
+    zone = lambda p, m: _beard_zone(sort, p, m); b = float(np.clip(a.beard, 0, 1)); long = .0022+.028*b**1.7; shadow = int(.2*min(n, 8000))
+    segments = int(np.clip(round((n*long)**.5*.25), 1, 8)); roots = _roots(head, rest, normals, zone, 1.7*(n-shadow)/segments, seed, 'beard')
+    if not len(roots): return []
+    g = rng(seed, 'hair', 'beard cut'); d, chin, lip = _beard_directions(roots, g); side = np.sign(roots.template[:, 0])
+    length = np.where(lip > .5, min(long, .007+.005*b), long*(.4+.6*chin))*(.7+.5*g.random(len(side)))
+    points = _bend(roots, d, length, np.stack([-.25*side*chin, -.7+0*side, .1*chin], 1), 6, .5)
+    points = _gather(points, roots, .35*b, _locks(roots, side, side, min(len(roots)//7, 300), g))
+    c = Curves(roots, points, np.repeat(roots.normals[:, None], 7, 1), _colors(a, len(side), g, 1.1)*np.array([1.15, 1., .95]), length, .75, 1.05, gloss=.25, kind='beard', curl=.0012*b, turn=.012, phase=roots.u[:, 2])
+    area = _zone_area(head, rest, zone); w = (.5+1.3*b)*area/(2.2*length.sum())
+    c.width = np.minimum(np.clip(w, 4e-5, .0012), .11*length/segments+.0001)*(.7+.6*roots.u[:, 1]); c.opacity = (.8+.15*b)*_pale(c.width, n/.35)
+    return [(c, np.full(len(side), segments)), _shadow(a, _roots(head, rest, normals, zone, 1.5*shadow, seed, 'beard shadow'), area, b)]
+
+# %% ../nbs/05c_hair.ipynb #396931cf
+def _shadow(a, roots, area, b):
+    "Flat pale discs on the skin below a beard: hair too short or too thin to be drawn one by one."
+    size = min(.0024, np.sqrt(area/max(len(roots), 1)))*(.6+.7*roots.u[:, 1]); along = _unit(np.cross(roots.normals, [1., .1, .2]))
+    points = roots.points[:, None]+.0003*roots.normals[:, None]+np.array([-1., 1])[None, :, None]*(size[:, None]*along)[:, None]
+    return Curves(roots, points, np.repeat(roots.normals[:, None], 2, 1), np.array(a.hair)*np.ones((len(roots), 1)), size, .9, .9, .25+.3*b, gloss=.1, flat=.15, kind='beard'), np.ones(len(roots), int)
+
+# %% ../nbs/05c_hair.ipynb #e921a581
 def _budget(a, style, n):
     "How many of n Gaussians go to scalp, brows, lashes and beard."
-    brow, lash = int(min(.13*n, 6000)), int(min(.07*n, 1800)); beard = int(n*(.30*_step(a.beard, .02, .5))) if a.beard > .02 else 0
+    brow, lash = int(min(.13*n, 6000)), int(min(.07*n, 1800)); beard = int(n*(.12+.26*_step(a.beard, .02, .6))) if a.beard > .02 else 0
     return dict(scalp=0 if style.length == 0 else n-brow-lash-beard, brow=brow, lash=lash if a_len(a) > 0 else 0, beard=beard)
 
 # %% ../nbs/05c_hair.ipynb #cf7b81d4
