@@ -91,7 +91,7 @@ def warp(
     grid = torch.stack([(x + flow[:, 0])*(2/w) - 1, (y + flow[:, 1])*(2/h) - 1], -1)
     return F.grid_sample(image, grid.to(image.dtype), padding_mode='border', align_corners=False)
 
-# %% ../nbs/14_model.ipynb #747e32e8
+# %% ../nbs/14_model.ipynb #91efebab
 def box_mean(
     x: Float[Tensor, "B C H W"],       # any maps
     window: int,                       # side of the box, odd [px]
@@ -100,7 +100,8 @@ def box_mean(
     c, r = x.shape[1], window//2
     weight = torch.full((c, 1, 1, window), 1/window, dtype=x.dtype, device=x.device)
     x = F.pad(x, (r, r, r, r), mode='replicate').contiguous(memory_format=torch.channels_last)
-    return F.conv2d(F.conv2d(x, weight, groups=c), weight.transpose(2, 3), groups=c)
+    with torch.autocast(x.device.type, enabled=False):      # half precision has three digits: too few for sums of small squares
+        return F.conv2d(F.conv2d(x, weight, groups=c), weight.transpose(2, 3), groups=c)
 
 # %% ../nbs/14_model.ipynb #f88aa66d
 def central_gradient(
