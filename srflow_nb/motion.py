@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EMOTIONS', 'STAGGER', 'NECK', 'VISEMES', 'MIXTURE', 'REFERENCE_FPS', 'GESTURES', 'Performance', 'au_expression',
-           'find_aus', 'envelope', 'facs_expression', 'sway', 'around_neck', 'turn', 'nod', 'gaze', 'micro_expression',
+           'find_aus', 'envelope', 'sway', 'facs_expression', 'around_neck', 'turn', 'nod', 'gaze', 'micro_expression',
            'add_blink', 'talking', 'MotionKind', 'random_aus', 'random_expression', 'random_performance']
 
 # %% ../nbs/07_motion.ipynb #8718879a
@@ -88,6 +88,21 @@ def envelope(
     s = np.clip(np.minimum((t-onset)/(apex-onset), (offset-t)/(offset-apex)), 0, 1)
     return (.5-.5*np.cos(np.pi*s)).astype(np.float32)
 
+# %% ../nbs/07_motion.ipynb #a755ca92
+def sway(
+    frames: int,                 # length
+    fps: float,                  # frames a second
+    g: np.random.Generator,      # source of randomness
+    degrees: float = 1.,         # typical rotation (standard deviation) [degrees]
+    metres: float = .001,        # typical shift (standard deviation) [m]
+    hertz: float = .8,           # typical frequency
+) -> Float[np.ndarray, "T 6"]:   # head pose
+    "Smooth involuntary head motion: a few slow sinusoids an axis."
+    t = np.arange(frames)[:, None, None]/fps
+    f, phase, a = hertz*g.uniform(.3, 1.5, (6, 4)), g.uniform(0, 2*np.pi, (6, 4)), g.normal(size=(6, 4))/2
+    unit = (a*np.sqrt(2)*np.sin(2*np.pi*f*t+phase)).sum(-1)
+    return (unit*np.repeat([np.radians(degrees), metres], 3)).astype(np.float32)
+
 # %% ../nbs/07_motion.ipynb #f553ff24
 EMOTIONS = dict(happiness={6: .7, 12: .9}, sadness={1: .8, 4: .4, 15: .7, 17: .3}, surprise={1: .9, 2: .9, 5: .7, 26: .9}, fear={1: .9, 2: .6, 4: .5, 5: .8, 20: .6, 25: .5},
                 anger={4: .9, 5: .5, 7: .6, 23: .7}, disgust={9: .8, 10: .5, 17: .5}, contempt={'12R': .4, '14R': .8})  # after EMFACS (Ekman & Friesen, 1983)
@@ -118,6 +133,12 @@ def facs_expression(
     return Performance(au_expression(curves, _side_gains(g, asymmetry)), sway(frames, fps, g, *drift), fps, name or '+'.join(map(str, aus)),
                        times[0], times[1], times[3], _by_number(curves))
 
+# %% ../nbs/07_motion.ipynb #ca3928f5
+def _side_gains(g, asymmetry):
+    "(52,) gains: one for the units of each side, their geometric mean 1."
+    x = g.normal()*asymmetry/2; sides = dict(Left=np.exp(x), Right=np.exp(-x))
+    return np.array([next((v for k, v in sides.items() if n.endswith(k)), 1.) for n in Head.load().unit_names], np.float32)
+
 # %% ../nbs/07_motion.ipynb #21cf85d0
 def _rise_and_fall(a, b, c, times, frames, delay):
     "(T,) from a to b to c with cosine steps, the steps begun a little late."
@@ -141,21 +162,6 @@ def _between(keys, when, t, delays=None):
     return ((1-s)*keys[k]+s*keys[k+1]).astype(np.float32)
 
 STAGGER = .3    # the largest delay of an AU in a random performance, as a share of its step
-
-# %% ../nbs/07_motion.ipynb #a755ca92
-def sway(
-    frames: int,                 # length
-    fps: float,                  # frames a second
-    g: np.random.Generator,      # source of randomness
-    degrees: float = 1.,         # typical rotation (standard deviation) [degrees]
-    metres: float = .001,        # typical shift (standard deviation) [m]
-    hertz: float = .8,           # typical frequency
-) -> Float[np.ndarray, "T 6"]:   # head pose
-    "Smooth involuntary head motion: a few slow sinusoids an axis."
-    t = np.arange(frames)[:, None, None]/fps
-    f, phase, a = hertz*g.uniform(.3, 1.5, (6, 4)), g.uniform(0, 2*np.pi, (6, 4)), g.normal(size=(6, 4))/2
-    unit = (a*np.sqrt(2)*np.sin(2*np.pi*f*t+phase)).sum(-1)
-    return (unit*np.repeat([np.radians(degrees), metres], 3)).astype(np.float32)
 
 # %% ../nbs/07_motion.ipynb #77b0fa84
 NECK = (0., -.10, -.03)          # where a head turns on its neck, from the head's centre [m]
@@ -254,12 +260,6 @@ def _micro_times(frames, fps, onset, apex, offset, g):
     if not 0 <= onset < apex < offset < frames: raise InputError(f"onset {onset}, apex {apex}, offset {offset}: expected 0 <= onset < apex < offset < {frames}")
     if offset-onset > .5*fps: raise InputError(f"from onset {onset} to offset {offset} are {(offset-onset)/fps:.2f} s; a micro-expression lasts at most 0.5 s")
     return onset, apex, offset
-
-# %% ../nbs/07_motion.ipynb #ca3928f5
-def _side_gains(g, asymmetry):
-    "(52,) gains: one for the units of each side, their geometric mean 1."
-    x = g.normal()*asymmetry/2; sides = dict(Left=np.exp(x), Right=np.exp(-x))
-    return np.array([next((v for k, v in sides.items() if n.endswith(k)), 1.) for n in Head.load().unit_names], np.float32)
 
 # %% ../nbs/07_motion.ipynb #295bc036
 def add_blink(
