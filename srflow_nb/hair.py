@@ -4,19 +4,23 @@
 
 # %% auto #0
 __all__ = ['HAIR_KINDS', 'HAIR_STYLES', 'BROW_START', 'BROW_END', 'BEARDS', 'LID_RIMS', 'Strands', 'Style', 'Roots', 'Shell',
-           'Curves', 'a_len', 'grow', 'sample_hair']
+           'Curves', 'grow', 'sample_hair']
 
-# %% ../nbs/05c_hair.ipynb #f1c5d932
-from dataclasses import dataclass, fields, replace
+# %% ../nbs/05c_hair.ipynb #c372a0c0
+from dataclasses import dataclass, fields
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from scipy.ndimage import gaussian_filter1d, maximum_filter
 from scipy.spatial import cKDTree
 
 from .appearance import Appearance
 from .core import InputError, check_name, rng
+from .gaussians import rotmat_to_quat
 from .head import REGIONS, Head
+from .head import normals as vertex_normals
+from .noise import soft_step
 
 # %% ../nbs/05c_hair.ipynb #f6c3e18a
 HAIR_KINDS = ('scalp', 'brow', 'lash', 'beard')       # `Strands.kind` counts into this
@@ -79,11 +83,7 @@ HAIR_STYLES = dict(
     bun=Style(.2, 1., tie=(0., 1., -.75), knot='bun', whorl=0., lift=.1, gravity=0., body=.005, clump=.3, cover=1.2),
     ponytail=Style(.2, 1., tie=(0., .25, -1.), knot='tail', whorl=0., lift=.1, gravity=0., body=.006, clump=.3, cover=1.4))
 
-# %% ../nbs/05c_hair.ipynb #ce25bf13
-def _step(x, low, high):
-    "0 below `low`, 1 above `high`, smooth between."
-    t = np.clip((x-low)/(high-low), 0, 1); return t*t*(3-2*t)
-
+# %% ../nbs/05c_hair.ipynb #8f6d642a
 def _unit(v):
     "Rows of length 1."
     return v/np.maximum(np.linalg.norm(v, axis=-1, keepdims=True), 1e-12)
@@ -117,13 +117,7 @@ def _scatter(weights, n, g):
     a, b = np.where(a+b > 1, [1-a, 1-b], [a, b])
     return ids, np.stack([1-a-b, a, b], 1)
 
-# %% ../nbs/05c_hair.ipynb #32f24262
-def _vertex_normals(v, f):
-    "Unit normals (V,3), area-weighted."
-    n = np.zeros_like(v); t = np.cross(v[f[:, 1]]-v[f[:, 0]], v[f[:, 2]]-v[f[:, 0]])
-    for k in range(3): n += np.stack([np.bincount(f[:, k], t[:, i], len(v)) for i in range(3)], 1)
-    return _unit(n)
-
+# %% ../nbs/05c_hair.ipynb #b7b37bb7
 def _roots(head, rest, normals, zone, n, seed, key):
     "About n roots, spread over the triangles with the density `zone(template points, masks)` in [0,1]."
     g = rng(seed, 'hair', key); f = head.faces; skin = np.isin(head.regions, [REGIONS.index(r) for r in ('skin', 'scalp', 'neck', 'lips', 'eyelids')])
@@ -135,7 +129,12 @@ def _roots(head, rest, normals, zone, n, seed, key):
     u[:, 0] = g.random(len(u))
     return Roots(ids, p, _at(rest, head, ids, bary), _unit(_at(normals, head, ids, bary)), u)
 
-# %% ../nbs/05c_hair.ipynb #4ef712f0
+# %% ../nbs/05c_hair.ipynb #30083530
+def _scalp_zone(a, p, masks):
+    "Density of scalp hair: the scalp's mask, its edge moved back where the hairline recedes."
+    return soft_step(masks['scalp']-.25*a.hairline, .34, .64)
+
+# %% ../nbs/05c_hair.ipynb #5d8b15f9
 BROW_START, BROW_END = .010, .052      # of the left brow along x, on the template [m]
 
 def _brow_line(x):
@@ -146,21 +145,21 @@ def _brow_line(x):
 def _brow_zone(a, p, masks):
     "Density of the brows."
     x, y, z = abs(p[:, 0]), p[:, 1], p[:, 2]; middle, half = _brow_line(x); half = half*a.brow_width
-    return (1-_step(abs(y-middle), half*.7, half*1.2))*_step(x, BROW_START-.002, BROW_START+.005)*(1-_step(x, BROW_END-.004, BROW_END+.003))*(z > .04)
+    return (1-soft_step(abs(y-middle), half*.7, half*1.2))*soft_step(x, BROW_START-.002, BROW_START+.005)*(1-soft_step(x, BROW_END-.004, BROW_END+.003))*(z > .04)
 
-# %% ../nbs/05c_hair.ipynb #b4b3bece
+# %% ../nbs/05c_hair.ipynb #2cad55f5
 BEARDS = ('full', 'goatee', 'moustache', 'chin strap')
 
 def _beard_zone(sort, p, masks):
     "Density of a beard of this sort."
-    x, y, z = abs(p[:, 0]), p[:, 1], p[:, 2]; off_lips = 1-_step(masks['lips'], .02, .25)
-    cheek = -.018-.036*_step(-x, -.066, -.036); low = 1-_step(-y, .112, .124)*_step(z, -.01, .03)
-    jaw = _step(cheek-y, 0, .009)*low*_step(z, -.004, .012)*(1-_step(masks['neck'], .15, .7))*(1-_step(masks['ears'], .02, .2))
-    lip = _step(-y, .0465, .0495)*(1-_step(-y, .062, .070))*(1-_step(x, .026, .033))*_step(z, .07, .08)
-    mouth = (1-_step(x, .020, .028))*_step(-y, .074, .080)*_step(z, .05, .065)*low
-    part = dict(full=jaw, goatee=np.maximum(mouth, jaw*(1-_step(x, .026, .034))), moustache=0*x)
-    part['chin strap'] = jaw*_step(-y, .080-.06*_step(x, .03, .065), .088-.06*_step(x, .03, .065))
-    nude = 1-_step(.012-abs(y+.082), 0, .004)*_step(x, .006, .010)*(1-_step(x, .016, .022))    # beside the tuft below the lip
+    x, y, z = abs(p[:, 0]), p[:, 1], p[:, 2]; off_lips = 1-soft_step(masks['lips'], .02, .25)
+    cheek = -.018-.036*soft_step(-x, -.066, -.036); low = 1-soft_step(-y, .112, .124)*soft_step(z, -.01, .03)
+    jaw = soft_step(cheek-y, 0, .009)*low*soft_step(z, -.004, .012)*(1-soft_step(masks['neck'], .15, .7))*(1-soft_step(masks['ears'], .02, .2))
+    lip = soft_step(-y, .0465, .0495)*(1-soft_step(-y, .062, .070))*(1-soft_step(x, .026, .033))*soft_step(z, .07, .08)
+    mouth = (1-soft_step(x, .020, .028))*soft_step(-y, .074, .080)*soft_step(z, .05, .065)*low
+    part = dict(full=jaw, goatee=np.maximum(mouth, jaw*(1-soft_step(x, .026, .034))), moustache=0*x)
+    part['chin strap'] = jaw*soft_step(-y, .080-.06*soft_step(x, .03, .065), .088-.06*soft_step(x, .03, .065))
+    nude = 1-soft_step(.012-abs(y+.082), 0, .004)*soft_step(x, .006, .010)*(1-soft_step(x, .016, .022))    # beside the tuft below the lip
     return np.maximum(part[sort]*nude, lip*(sort != 'chin strap'))*off_lips*(masks['mouth'] < .3)
 
 # %% ../nbs/05c_hair.ipynb #9790bbe9
@@ -195,21 +194,21 @@ class Shell:
         c = col*192-.5; j, t = np.floor(c).astype(int), c % 1; T = lambda di, dj: self.table[i+di, (j+dj) % 192]
         return r-((1-s)*((1-t)*T(0, 0)+t*T(0, 1))+s*((1-t)*T(1, 0)+t*T(1, 1))), out
 
-# %% ../nbs/05c_hair.ipynb #9949cb0a
+# %% ../nbs/05c_hair.ipynb #ef4470dc
 def _comb(style: Style, p, out, centre, tie, side, free):
     "The direction in which a comb (and the whorl at the crown) pulls hair at points p; unit, along the head."
     q = (p-centre)/.08; crown = _unit(np.array([.12, .75, -.65]))
     away = _unit(q)-crown; spiral = np.cross(out, away)
     d = style.whorl*(away+.5*spiral)+style.back*np.array([0, .1, -1.])+style.forward*np.array([0., -.2, 1.])
-    front = _step(q[:, 1]+.35*q[:, 2], -.1, .6)[:, None]
+    front = soft_step(q[:, 1]+.35*q[:, 2], -.1, .6)[:, None]
     d = d+style.part*front*np.stack([side*free, -.2-.4*(1-free), .15+1.5*(1-free)], 1)
     if tie is not None: d = d+2*_unit(tie-p)
     return _unit(d-(d*out).sum(1, keepdims=True)*out)
 
-# %% ../nbs/05c_hair.ipynb #cc3e2a13
+# %% ../nbs/05c_hair.ipynb #afd4e816
 def _face(x, centre, side, free):
     "Where points fall over the face: how far from its edge [rad], and the direction around the head that leads there."
-    q = x-centre; angle = np.arctan2(q[:, 0], q[:, 2]); edge = np.radians(60)*_step(-q[:, 1], -.075, .0)*free
+    q = x-centre; angle = np.arctan2(q[:, 0], q[:, 2]); edge = np.radians(60)*soft_step(-q[:, 1], -.075, .0)*free
     return np.where(abs(angle) < edge, edge-angle*side, 0), side[:, None]*np.stack([np.cos(angle), 0*angle, -np.sin(angle)], 1)
 
 def _keep_face_free(x, centre, side, free):
@@ -217,24 +216,61 @@ def _keep_face_free(x, centre, side, free):
     over, _ = _face(x, centre, side, free); a = side*np.minimum(over, .25); q = x-centre; cos, sin = np.cos(a), np.sin(a)
     return centre+np.stack([cos*q[:, 0]+sin*q[:, 2], q[:, 1], cos*q[:, 2]-sin*q[:, 0]], 1)
 
-# %% ../nbs/05c_hair.ipynb #829c9de5
+# %% ../nbs/05c_hair.ipynb #05d1cfde
 def _scalp_curves(style, roots, shell, length, tie, part, steps):
     "Grow strands over the head: points (S,K,3). Each step turns towards comb, gravity and its layer, then stays outside."
     side = np.where(roots.template[:, 0]+.004*(roots.u[:, 1]-.5) > part, 1., -1.); c, h, long = shell.centre, (length/steps)[:, None], length.max() > .12 and tie is None
     layer = style.body*(.15+.85*roots.u[:, 2])*(np.clip(length/style.length, .3, 1) if tie is None else 1)     # each strand has its place in the layer
-    free = 1-(roots.u[:, 3] < .97*style.fringe*_step(roots.template[:, 1]+.6*roots.template[:, 2], .088, .10)*(abs(roots.template[:, 0]) < .05))
+    free = 1-(roots.u[:, 3] < .97*style.fringe*soft_step(roots.template[:, 1]+.6*roots.template[:, 2], .088, .10)*(abs(roots.template[:, 0]) < .05))
     x = roots.points; d = _unit((1-style.lift)*_comb(style, x, roots.normals, c, tie, side, free)+style.lift*roots.normals); curve = [x]
     for k in range(steps):
         above, out = shell.height(x); pull = .25*(1-style.lift)+.1 if tie is None else 2.
         settle = np.clip((layer-above)/.012, -1, .3)*min(1., 14/steps)*np.where(long & (x[:, 1] < c[1]-.03), .08, 1.)
         d = d+pull*_comb(style, x, out, c, tie, side, free)*(length > .012)[:, None]+style.gravity*np.array([0., -1, 0])+settle[:, None]*out
         if long: over, way = _face(x, c, side, free); d = d+1.2*np.minimum(over, 1)[:, None]*way
-        d = _unit(d-np.minimum((d*out).sum(1), 0)[:, None]*out*_step(layer-above, -.006, .0)[:, None]); x = x+h*d
+        d = _unit(d-np.minimum((d*out).sum(1), 0)[:, None]*out*soft_step(layer-above, -.006, .0)[:, None]); x = x+h*d
         if long: x = _keep_face_free(x, c, side, free)
         above, out = shell.height(x); rise = np.minimum(layer, .0008+.35*length*(k+1)/steps)
         x = x+(np.maximum(rise-above, 0)-(.25 if tie is None else .8)*np.maximum(above-layer, 0)*(not long or x[:, 1] > c[1]-.03))[:, None]*out
         curve.append(x)
     return np.stack(curve, 1), free, side
+
+# %% ../nbs/05c_hair.ipynb #6529073e
+def _lengths(style, roots, g):
+    "Length of each strand: short at sides and back where the cut says so, and never all alike."
+    top = soft_step(roots.template[:, 1]-.25*roots.template[:, 2], .035, .095)
+    return style.length*(style.sides+(1-style.sides)*top)*(.78+.3*g.random(len(roots)))
+
+# %% ../nbs/05c_hair.ipynb #8b80c547
+def _locks(roots, side, free, count, g):
+    "The leader of each strand's lock: of `count` strands, the one that grows nearest and falls to the same side."
+    lead = g.permutation(len(roots))[:max(4, count)]; key = np.c_[roots.template, .3*side, .15*free]
+    return lead[cKDTree(key[lead]).query(key)[1]]
+
+def _gather(points, roots, amount, leader):
+    "Pull strands towards the leader of their lock, the more the nearer to the tip."
+    t = np.linspace(0, 1, points.shape[1])[None, :, None]; apart = (roots.points-roots.points[leader])[:, None]
+    return points+amount*soft_step(t, .1, 1.)*(points[leader]-points+(1-.8*t)*apart)
+
+# %% ../nbs/05c_hair.ipynb #66d1046c
+def _cut(style, points, roots, g, tie, free):
+    "Share of each strand that is left after the scissors."
+    K = points.shape[1]-1; low = np.zeros(points.shape[:2], bool)
+    if style.end is not None: low |= points[..., 1] < (style.end+.012*(g.random(len(points))-.5))[:, None]
+    if style.fringe: low |= (points[..., 1] < .030+.006*roots.u[:, 1:2]) & (free < .5)[:, None]
+    if tie is not None: far = np.linalg.norm(points-tie, axis=2); low |= far < far.min(1, keepdims=True)+.008
+    return np.where(low.any(1), np.maximum(low.argmax(1), 1)/K, 1.)
+
+# %% ../nbs/05c_hair.ipynb #3be27f46
+def _along(a, s, t):
+    "Values of polylines a (S,K,...) for strands s at shares t of their length."
+    x = np.clip(t, 0, 1)*(a.shape[1]-1); k = np.minimum(x.astype(int), a.shape[1]-2); w = (x-k)[:, None]
+    return (1-w)*a[s, k]+w*a[s, k+1]
+
+def _frame(c, s, t, along):
+    "Outward (perpendicular to the hair) and sideways directions."
+    out = _along(c.out, s, t); out = _unit(out-(out*along).sum(1, keepdims=True)*along+1e-9)
+    return out, np.cross(out, along)
 
 # %% ../nbs/05c_hair.ipynb #f8aca15d
 def _respaced(
@@ -251,7 +287,7 @@ def _respaced(
     t = np.interp(want.ravel(), (total+far*np.arange(S)[:, None]).ravel(), np.tile(np.arange(K), S))/(K-1)
     return _along(points, np.repeat(np.arange(S), K), t).reshape(S, K, 3)
 
-# %% ../nbs/05c_hair.ipynb #c23ec4ae
+# %% ../nbs/05c_hair.ipynb #b5b55738
 @dataclass
 class Curves:
     "Strands as polylines, before they are cut into Gaussians."
@@ -267,7 +303,8 @@ class Curves:
     turn: float = .03            # length of hair that makes one turn [m]
     phase: np.ndarray|float = 0. # (S,) where its turns begin, in turns
     fuzz: bool = False           # short pieces instead of a chain
-    gloss: float = .5            # share of the light that mirrors
+    gloss: float = .1            # share of the light that mirrors
+    fade: float = .4             # how much paler its tip is than its root
     flat: float = .5             # thickness as a share of the width
     kind: str = 'scalp'          # of `HAIR_KINDS`
 
@@ -275,52 +312,34 @@ class Curves:
         "How long each strand is."
         return np.linalg.norm(np.diff(self.points, axis=1), axis=2).sum(1)
 
-# %% ../nbs/05c_hair.ipynb #60bcb35f
-def _quats(R):
-    "Quaternions (n,4) w x y z of rotation matrices (n,3,3) (Shepperd, 1978, without branches)."
-    a, b, c, d, e, f, g, h, i = R.reshape(-1, 9).T
-    q = np.stack([1+a+e+i, h-f, c-g, d-b, h-f, 1+a-e-i, b+d, c+g, c-g, b+d, 1-a+e-i, f+h, d-b, c+g, f+h, 1-a-e+i], 1).reshape(-1, 4, 4)
-    best = q.reshape(-1, 16)[:, ::5].argmax(1)
-    return _unit(q[np.arange(len(q)), best])
-
-# %% ../nbs/05c_hair.ipynb #3be27f46
-def _along(a, s, t):
-    "Values of polylines a (S,K,...) for strands s at shares t of their length."
-    x = np.clip(t, 0, 1)*(a.shape[1]-1); k = np.minimum(x.astype(int), a.shape[1]-2); w = (x-k)[:, None]
-    return (1-w)*a[s, k]+w*a[s, k+1]
-
-def _frame(c, s, t, along):
-    "Outward (perpendicular to the hair) and sideways directions."
-    out = _along(c.out, s, t); out = _unit(out-(out*along).sum(1, keepdims=True)*along+1e-9)
-    return out, np.cross(out, along)
-
-# %% ../nbs/05c_hair.ipynb #81e3f0f6
+# %% ../nbs/05c_hair.ipynb #e7b523eb
 def _curled(c, s, t):
     "Points on the strands at shares t, curls included: a circle around the strand that grows from nothing at the root."
     p = _along(c.points, s, t)
     if c.curl == 0: return p
     along = _unit(_along(c.points, s, t+.02)-_along(c.points, s, t-.02)); out, side = _frame(c, s, t, along); length = c.lengths()[s]
-    phase = 2*np.pi*(t*length/c.turn*(.8+.4*c.roots.u[s, 1])+np.broadcast_to(c.phase, len(c.roots))[s]); r = (c.curl*_step(t*length, 0, .02)*(.6+.8*c.roots.u[s, 3]))[:, None]
+    phase = 2*np.pi*(t*length/c.turn*(.8+.4*c.roots.u[s, 1])+np.broadcast_to(c.phase, len(c.roots))[s]); r = (c.curl*soft_step(t*length, 0, .02)*(.6+.8*c.roots.u[s, 3]))[:, None]
     return p+r*(np.cos(phase)[:, None]*out+np.sin(phase)[:, None]*side)
 
-# %% ../nbs/05c_hair.ipynb #9817f106
+# %% ../nbs/05c_hair.ipynb #8a6e7347
 def _chain(c: Curves, m, first=0):
     "Cut strand s into m[s] Gaussians, end to end."
     s = np.repeat(np.arange(len(m)), m); j = np.arange(len(s))-np.repeat(np.cumsum(m)-m, m); share = m[s].astype(float)
     t = (j+.5)/share; t = 1-.75*(1-t)**1.5 if c.fuzz else t; half = np.minimum(.5/share, .14*c.turn/np.maximum(c.lengths()[s], 1e-6) if c.curl else 1)
     ends = [_curled(c, s, t+k*half) for k in (-1, 1)]
     step = ends[1]-ends[0]; length = np.linalg.norm(step, axis=1); along = _unit(step)
-    out, side = _frame(c, s, t, along); taper = 1-.55*_step(t, .6, 1.)
+    out, side = _frame(c, s, t, along); taper = 1-.55*soft_step(t, .6, 1.)
     w = c.width[s]*taper; tilt = .5*(c.roots.u[s, 0]-.5)[:, None]
-    color = c.color[s]*(c.root_shade+(c.tip_shade-c.root_shade)*_step(t, 0, .7))[:, None]
-    f32 = lambda a: np.ascontiguousarray(a, np.float32)
-    return Strands(c.roots.triangle[s], f32((ends[0]+ends[1])/2), f32(_quats(np.stack([along, side, out], 2))), f32(np.stack([np.maximum(.42*length, w), w, c.flat*w], 1)),
-                   f32(_unit(out+tilt*along+.3*tilt*side)), f32(np.broadcast_to(c.opacity, len(m))[s]*(1-.4*_step(t, .8, 1.))), f32(np.clip(color, 0, 1)), np.full(len(s), HAIR_KINDS.index(c.kind)), s+first, np.full(len(s), c.gloss, np.float32))
+    color = c.color[s]*(c.root_shade+(c.tip_shade-c.root_shade)*soft_step(t, 0, .7))[:, None]
+    opacity = np.broadcast_to(c.opacity, len(m))[s]*(1-c.fade*soft_step(t, .8-c.fade, 1.)); f32 = lambda a: np.ascontiguousarray(a, np.float32)
+    quats = rotmat_to_quat(torch.from_numpy(np.stack([along, side, out], 2))).numpy(); scales = np.stack([np.maximum(.42*length, w), w, c.flat*w], 1)
+    return Strands(c.roots.triangle[s], f32((ends[0]+ends[1])/2), f32(quats), f32(scales), f32(_unit(out+tilt*along+.3*tilt*side)), f32(opacity), f32(np.clip(color, 0, 1)),
+                   np.full(len(s), HAIR_KINDS.index(c.kind)), s+first, np.full(len(s), c.gloss, np.float32))
 
-# %% ../nbs/05c_hair.ipynb #9e002788
+# %% ../nbs/05c_hair.ipynb #020d488d
 def _colors(a: Appearance, n, g, grey=1.):
     "Linear RGB (n,3) of strands: each a little different, some grey with age."
-    age = float(getattr(a, 'age', 0.)); share = grey*.95*_step(age, .40, 1.05)
+    share = grey*.95*soft_step(a.age, .45, 1.05)
     c = np.array(a.hair)*np.exp(.22*g.normal(size=(n, 1))+.05*g.normal(size=(n, 3)))
     white = np.array([.42, .41, .40])*g.uniform(.6, 1.1, (n, 1))
     return np.where(g.random((n, 1)) < share, white, c)
@@ -329,60 +348,6 @@ def _colors(a: Appearance, n, g, grey=1.):
 def _pale(width, n):
     "Opacity that makes up for hair thinner than the pixels for which n Gaussians are meant."
     pixel = np.clip(.0004*np.sqrt(6000/n), 5e-5, 6e-4); return width/np.hypot(width, .55*pixel)
-
-# %% ../nbs/05c_hair.ipynb #4d15493d
-def _scalp_zone(a, style, p, masks):
-    "Density of scalp hair: the scalp's mask with a frayed edge, thinner at temples and crown where it recedes."
-    cover = _step(masks['scalp']-.25*a.hairline, .34, .64)
-    return cover
-
-# %% ../nbs/05c_hair.ipynb #0307fd69
-def _lengths(style, roots, g):
-    "Length of each strand: short at sides and back where the cut says so, and never all alike."
-    top = _step(roots.template[:, 1]-.25*roots.template[:, 2], .035, .095)
-    return style.length*(style.sides+(1-style.sides)*top)*(.78+.3*g.random(len(roots)))
-
-# %% ../nbs/05c_hair.ipynb #09963e38
-def _locks(roots, side, free, count, g):
-    "The leader of each strand's lock: of `count` strands, the one that grows nearest and falls to the same side."
-    lead = g.permutation(len(roots))[:max(4, count)]; key = np.c_[roots.template, .3*side, .15*free]
-    return lead[cKDTree(key[lead]).query(key)[1]]
-
-def _gather(points, roots, amount, leader):
-    "Pull strands towards the leader of their lock, the more the nearer to the tip."
-    t = np.linspace(0, 1, points.shape[1])[None, :, None]; apart = (roots.points-roots.points[leader])[:, None]
-    return points+amount*_step(t, .1, 1.)*(points[leader]-points+(1-.8*t)*apart)
-
-# %% ../nbs/05c_hair.ipynb #66d1046c
-def _cut(style, points, roots, g, tie, free):
-    "Share of each strand that is left after the scissors."
-    K = points.shape[1]-1; low = np.zeros(points.shape[:2], bool)
-    if style.end is not None: low |= points[..., 1] < (style.end+.012*(g.random(len(points))-.5))[:, None]
-    if style.fringe: low |= (points[..., 1] < .030+.006*roots.u[:, 1:2]) & (free < .5)[:, None]
-    if tie is not None: far = np.linalg.norm(points-tie, axis=2); low |= far < far.min(1, keepdims=True)+.008
-    return np.where(low.any(1), np.maximum(low.argmax(1), 1)/K, 1.)
-
-# %% ../nbs/05c_hair.ipynb #507569f0
-def _scalp(a, style, head, rest, normals, shell, n, seed):
-    "Curves of the scalp's hair and how many Gaussians each gets, n in all."
-    g = rng(seed, 'hair', 'cut'); mean = style.length*(.55+.45*style.sides); steps = int(np.clip(mean/.012, 5 if mean < .01 else 12, 30)) if style.tie is None else 28
-    tie = None if style.tie is None else _on_shell(shell, np.array(style.tie), .006)
-    segments = max(2, min(24, round((n/14)**.5*mean**.5*1.2))) if style.curl == 0 else 3 if style.fuzz else max(3, min(24, round(5*mean/style.turn)))
-    roots = _roots(head, rest, normals, lambda p, m: _scalp_zone(a, style, p, m), 1.35*n/segments, seed, 'scalp')
-    if not len(roots): return []
-    length = _lengths(style, roots, g) if tie is None else 1.5*np.linalg.norm(roots.points-tie, axis=1)+.01; part = g.choice([-1, 1])*g.uniform(.0, .03) if style.part else 0.
-    points, free, side = _scalp_curves(style, roots, shell, length, tie, part, steps); under = roots.u[:, 2] < .25       # the lowest layer: wide, dark, hides the skin
-    leader = _locks(roots, side, free, min(len(roots)//7, 400), g); points = _gather(points, roots, style.clump*~under[:, None, None], leader)
-    if style.curl and not style.fuzz: roots.u[:, 1:4:2] = roots.u[leader, 1:4:2]; phase = roots.u[leader, 2]+.12*roots.u[:, 2]      # a lock curls as one
-    else: phase = roots.u[:, 2]
-    points = _respaced(points, _cut(style, points, roots, g, tie, free), 0 if style.curl else 1.)
-    c = Curves(roots, points, shell.height(points)[1], _colors(a, len(roots), g), np.ones(len(roots)), curl=style.curl, turn=style.turn, phase=phase, root_shade=.7 if tie is None else .92, fuzz=style.fuzz, gloss=.25 if style.fuzz else .5)
-    c.color *= (.62+.43*roots.u[:, 2:3])*np.where(under, .85, 1.)[:, None]
-    L = c.lengths(); share = L*np.where(under, .5, 1.); m = np.maximum(2, np.round(share*n/share.sum())).astype(int)
-    area = style.cover*_zone_area(head, rest, lambda p, k: _scalp_zone(a, style, p, k))
-    seen = np.minimum(L, .28*m*style.turn) if style.curl else L; w = 1.5*area/(2.2*(seen*np.where(under, 3., 1.)).sum())
-    c.width = np.minimum(np.clip(w, 4e-5, .0022)*np.where(under, 3., .75+.5*roots.u[:, 3]), .2*seen/m+.0002)
-    return [(c, m)]
 
 # %% ../nbs/05c_hair.ipynb #36a9e690
 def _zone_area(head, rest, zone):
@@ -393,6 +358,38 @@ def _zone_area(head, rest, zone):
 def _on_shell(shell, direction, above):
     "The point in a direction from the skull's centre that lies so far above the shell."
     d = direction/np.linalg.norm(direction); h, _ = shell.height(shell.centre+.3*d); return shell.centre+(.3-h+above)*d
+
+# %% ../nbs/05c_hair.ipynb #735bdde1
+def _dress(c, under, area, n):
+    "Give scalp curves their widths and darkness; returns how many Gaussians each gets, n in all."
+    u = c.roots.u; c.color *= (.62+.43*u[:, 2:3])*np.where(under, .85, 1.)[:, None]
+    length = c.lengths(); share = length*np.where(under, .5, 1.); m = np.maximum(2, np.round(share*n/share.sum())).astype(int)
+    seen = np.minimum(length, .28*m*c.turn) if c.curl else length                      # pieces of tight curls are short
+    width = np.clip(1.5*area/(2.2*(seen*np.where(under, 3., 1.)).sum()), 4e-5, .0022)*np.where(under, 3., .75+.5*u[:, 3])
+    c.width = np.minimum(width, .2*seen/m+.0002); return m
+
+# %% ../nbs/05c_hair.ipynb #f8a7b029
+def _plan(style, n):
+    "Mean length of hair [m], steps of growth, and Gaussians a strand, when there are n in all."
+    mean = style.length*(.55+.45*style.sides); steps = 28 if style.tie else int(np.clip(mean/.012, 5 if mean < .01 else 12, 30))
+    if style.fuzz: return mean, steps, 3
+    return mean, steps, max(3, min(24, round(5*mean/style.turn))) if style.curl else max(2, min(24, round((n/14)**.5*mean**.5*1.2)))
+
+def _scalp(a, style, head, rest, normals, shell, n, seed):
+    "Curves of the scalp's hair and how many Gaussians each gets, n in all."
+    g = rng(seed, 'hair', 'cut'); mean, steps, pieces = _plan(style, n); zone = lambda p, m: _scalp_zone(a, p, m)
+    roots = _roots(head, rest, normals, zone, 1.35*n/pieces, seed, 'scalp')
+    if not len(roots): return []
+    tie = None if style.tie is None else _on_shell(shell, np.array(style.tie), .006); part = g.choice([-1, 1])*g.uniform(.0, .03) if style.part else 0.
+    length = _lengths(style, roots, g) if tie is None else 1.5*np.linalg.norm(roots.points-tie, axis=1)+.01
+    points, free, side = _scalp_curves(style, roots, shell, length, tie, part, steps); under = roots.u[:, 2] < .25     # the lowest layer
+    leader = _locks(roots, side, free, min(len(roots)//7, 400), g); points = _gather(points, roots, style.clump*~under[:, None, None], leader)
+    phase = roots.u[:, 2]
+    if style.curl and not style.fuzz: roots.u[:, 1:4:2] = roots.u[leader, 1:4:2]; phase = phase[leader]+.12*phase      # a lock curls as one
+    points = _respaced(points, _cut(style, points, roots, g, tie, free), 0 if style.curl else 1.)
+    c = Curves(roots, points, shell.height(points)[1], _colors(a, len(roots), g), np.ones(len(roots)), curl=style.curl, turn=style.turn, phase=phase,
+               root_shade=.7 if tie is None else .92, fuzz=style.fuzz, gloss=.04 if style.fuzz else .1)
+    return [(c, _dress(c, under, style.cover*_zone_area(head, rest, zone), n))]
 
 # %% ../nbs/05c_hair.ipynb #bf90d0b4
 def _knot_roots(rest, head, normals, tie, count, g):
@@ -431,6 +428,15 @@ def _knot(a, style, head, rest, normals, shell, n, seed):
     c.color *= (.5+.5*roots.u[:, 2:3]); c.width = np.full(count, np.clip(2*(.012 if style.knot == 'bun' else .03)/(2.2*c.lengths().sum()), 4e-5, .003))
     return c, np.full(count, max(2, n//count))
 
+# %% ../nbs/05c_hair.ipynb #5d1d67ef
+def _scalp_and_knot(a, style, head, rest, normals, n, seed):
+    "Scalp hair, and what is tied from it."
+    scalp = rest[head.masks['scalp'] > .5]; low, high = scalp.min(0), scalp.max(0)
+    centre = np.array([(low[0]+high[0])/2, high[1]-(high[0]-low[0])/2, (low[2]+high[2])/2])
+    shell = Shell(rest, head.faces[np.isin(head.regions, [REGIONS.index(r) for r in ('skin', 'lips', 'ears', 'scalp', 'neck')])], centre)
+    knot = int(n*dict(bun=.22, tail=.35).get(style.knot, 0.))
+    return _scalp(a, style, head, rest, normals, shell, n-knot, seed)+([_knot(a, style, head, rest, normals, shell, knot, seed)] if knot else [])
+
 # %% ../nbs/05c_hair.ipynb #55a327a0
 def _bend(roots, d, length, curve, steps, lift):
     "Short strands: leave the skin, then follow directions d and bend by `curve` (S,3) a step: points (S,K,3)."
@@ -439,60 +445,63 @@ def _bend(roots, d, length, curve, steps, lift):
         x = x+(length/steps)[:, None]*d; d = _unit(d+curve/steps); out.append(x)
     return np.stack(out, 1)
 
-# %% ../nbs/05c_hair.ipynb #fbaaeafd
+# %% ../nbs/05c_hair.ipynb #eb1774b3
 def _brows(a, head, rest, normals, n, seed):
     "Curves of both brows: hair rises near the nose, lies flat and outward further on, and meets along the arch."
     zone = lambda p, m: _brow_zone(a, p, m); segments = int(np.clip(round((n/160)**.5), 2, 5)); roots = _roots(head, rest, normals, zone, 1.6*n/segments, seed, 'brow')
     if not len(roots): return []
     g = rng(seed, 'hair', 'brow cut'); side = np.sign(roots.template[:, 0]); x = abs(roots.template[:, 0]); middle, half = _brow_line(x)
     t = np.clip((x-BROW_START)/(BROW_END-BROW_START), 0, 1); v = np.clip((roots.template[:, 1]-middle)/half, -1, 1)
-    rise = np.radians(82-78*_step(t, -.05, .42)-30*_step(t, .35, 1.)-38*v*_step(t, .08, .4))+.18*g.normal(size=len(t))
-    d = np.stack([side*np.cos(rise), np.sin(rise), 0*rise], 1); length = (.0062+.0030*_step(t, 0, .35)-.0025*_step(t, .6, 1))*(.7+.5*g.random(len(t)))
+    rise = np.radians(82-78*soft_step(t, -.05, .42)-30*soft_step(t, .35, 1.)-38*v*soft_step(t, .08, .4))+.18*g.normal(size=len(t))
+    d = np.stack([side*np.cos(rise), np.sin(rise), 0*rise], 1); length = (.0062+.0030*soft_step(t, 0, .35)-.0025*soft_step(t, .6, 1))*(.7+.5*g.random(len(t)))
     points = _bend(roots, d, length, -.35*roots.normals+np.stack([.3*side, -.15-.1*t, 0*t], 1), 6, .28)
-    c = Curves(roots, points, np.repeat(roots.normals[:, None], 7, 1), _colors(a, len(t), g, .6), np.ones(len(t)), .8, 1., gloss=.15, kind='brow')
+    c = Curves(roots, points, np.repeat(roots.normals[:, None], 7, 1), _colors(a, len(t), g, .6), np.ones(len(t)), .8, 1., gloss=.03, kind='brow')
     area = _zone_area(head, rest, zone)*a.brow; c.width = np.clip(.65*area/(2.2*c.lengths().sum()), 3.5e-5, 3e-4)*(.8+.4*roots.u[:, 1]); c.opacity = .95*_pale(c.width, n/.13)
     return [(c, np.full(len(t), segments))]
 
-# %% ../nbs/05c_hair.ipynb #612952d4
-LID_RIMS = dict(upper=np.array([[17.6, -2.2, 84.4], [19.6, -1., 84.7], [21.8, .2, 85.7], [25.2, 1.3, 86.6], [28.8, 1.7, 86.9], [31.9, 1.4, 86.8], [34.8, .8, 86.], [37.1, .1, 84.8], [39.3, -.8, 83.2], [40.9, -1.6, 81.6]])/1000,
-                lower=np.array([[20.6, -5.1, 84.2], [22.8, -5.4, 84.8], [25.7, -5.7, 85.8], [29.1, -6.1, 86.5], [32.5, -6., 86.], [35.6, -5.5, 84.8], [37.7, -4.7, 83.5], [40.1, -3.3, 81.7]])/1000)   # the left eye's lid margins on the template [m]
+# %% ../nbs/05c_hair.ipynb #66f909a3
+LID_RIMS = dict(                       # the left eye's lid margins on the template [m]
+    upper=np.array([[17.6, -2.2, 84.4], [19.6, -1., 84.7], [21.8, .2, 85.7], [25.2, 1.3, 86.6], [28.8, 1.7, 86.9],
+                    [31.9, 1.4, 86.8], [34.8, .8, 86.], [37.1, .1, 84.8], [39.3, -.8, 83.2], [40.9, -1.6, 81.6]])/1000,
+    lower=np.array([[20.6, -5.1, 84.2], [22.8, -5.4, 84.8], [25.7, -5.7, 85.8], [29.1, -6.1, 86.5], [32.5, -6., 86.], [35.6, -5.5, 84.8], [37.7, -4.7, 83.5], [40.1, -3.3, 81.7]])/1000)
 
-# %% ../nbs/05c_hair.ipynb #849f1a8b
+# %% ../nbs/05c_hair.ipynb #d4547c33
 def _lash_roots(head, rest, side, lid, count, g):
-    "Roots along a lid's rim: the nearest triangle of the lash strip, which a blink carries along."
-    line = LID_RIMS[lid]*[side, 1, 1]; s = np.concatenate([[0], np.linalg.norm(np.diff(line, axis=0), axis=1).cumsum()]); t = np.clip((np.arange(count)+.5+.5*(g.random(count)-.5))/count, 0, 1)
-    p = np.stack([np.interp(t*s[-1], s, line[:, k]) for k in range(3)], 1); p[:, 1:] += .0002*g.normal(size=(count, 2))
-    strip = np.flatnonzero(head.regions == REGIONS.index('lashes')); centre = head.vertices[head.faces[strip]].mean(1)
-    ids = strip[cKDTree(centre).query(p)[1]]; moved = rest[head.faces[ids]].mean(1)-head.vertices[head.faces[ids]].mean(1)
+    "Roots along a lid's rim and where along it they are, 0 at the nose to 1: each on the nearest triangle of the lash strip."
+    line = LID_RIMS[lid]*[side, 1, 1]; s = np.concatenate([[0], np.linalg.norm(np.diff(line, axis=0), axis=1).cumsum()])
+    t = np.clip((np.arange(count)+.5+.5*(g.random(count)-.5))/count, 0, 1); p = np.stack([np.interp(t*s[-1], s, line[:, k]) for k in range(3)], 1)
+    p[:, 1:] += .0002*g.normal(size=(count, 2)); strip = np.flatnonzero(head.regions == REGIONS.index('lashes'))
+    ids = strip[cKDTree(head.vertices[head.faces[strip]].mean(1)).query(p)[1]]; x = p+(rest-head.vertices)[head.faces[ids]].mean(1)
     eye = rest[np.unique(head.faces[head.regions == REGIONS.index('eye')])]; eye = eye[eye[:, 0]*side > 0].mean(0)
-    return Roots(ids, p, p+moved, _unit(p+moved-eye), g.random((count, 4))), t
+    return Roots(ids, p, x, _unit(x-eye), g.random((count, 4))), t
 
-# %% ../nbs/05c_hair.ipynb #3951b6a1
+# %% ../nbs/05c_hair.ipynb #9e055dc5
+_LASHES = dict(upper=(.36, .0080, 1., .85, 130), lower=(.14, .0036, -1., .5, 70))   # share of the pieces, length [m], up or down, darkness, at most
+
+def _lid_lashes(a, head, rest, lid, side, n, pieces, g):
+    "Curves of one lid's lashes: parabolas that leave the rim outwards and bend up or down."
+    share, long, up, dark, most = _LASHES[lid]; roots, t = _lash_roots(head, rest, side, lid, int(np.clip(share*n/pieces, 8, most)), g); one = np.ones(len(t))
+    d = _unit(np.stack([(t-.42)*1.1*side, -.15*up*one-.25*(up < 0), one], 1)+.13*g.normal(size=(len(t), 3))); bend = np.stack([0*t, up*one, -.15*one], 1)
+    length = long*(.55+.45*np.sin(np.pi*np.clip(.18+.66*t, 0, 1)))*(.75+.4*g.random(len(t))); k = (np.arange(9)/8)[:, None]
+    points = roots.points[:, None]+length[:, None, None]*(.9*k*d[:, None]+.52*k**2*bend[:, None]); w = one*np.clip(.0034/len(t)*(1 if up > 0 else .6), 5e-5, 1.6e-4)
+    color = np.minimum(np.array(a.hair)*.5, .03)*one[:, None]; out = np.repeat(roots.normals[:, None], 9, 1)
+    return Curves(roots, points, out, color, w, 1., 1., 1.1*dark*_pale(w, n/.07), fade=.7, gloss=.02, kind='lash'), np.full(len(t), pieces)
+
+# %% ../nbs/05c_hair.ipynb #8472b6fa
 def _lashes(a, head, rest, n, seed):
-    "Curves of all lashes: upper ones long, thick and curled up, lower ones short and sparse; they fan out sideways."
-    if not (head.regions == REGIONS.index('lashes')).any(): return []
-    g = rng(seed, 'hair', 'lash'); segments = int(np.clip(round((n/120)**.5), 2, 6)); parts = []
-    for lid, share, long, up in (('upper', .36, .0080, 1.), ('lower', .14, .0036, -1.)):
-        for side in (1, -1):
-            roots, t = _lash_roots(head, rest, side, lid, int(np.clip(share*n/segments, 8, 130 if up > 0 else 70)), g)
-            fan = (t-.42)*1.1*side; d = np.stack([fan, -.15*up*np.ones(len(t))-.25*(up < 0), np.ones(len(t))], 1)+.13*g.normal(size=(len(t), 3))
-            length = a_len(a)*long*(.55+.45*np.sin(np.pi*np.clip(.18+.66*t, 0, 1)))*(.75+.4*g.random(len(t)))
-            k = np.arange(9)/8; bend = np.stack([0*t, up*np.ones(len(t)), -.15*np.ones(len(t))], 1)
-            points = roots.points[:, None]+length[:, None, None]*(k[:, None]*_unit(d)[:, None]*.9+(.52*k**2)[:, None]*bend[:, None])
-            color = np.minimum(np.array(a.hair)*.5, .03)*np.ones((len(t), 1)); w = np.full(len(t), np.clip(.0034/len(t)*(1 if up > 0 else .6), 5e-5, 1.6e-4))
-            parts.append((Curves(roots, points, np.repeat(roots.normals[:, None], 9, 1), color, w, 1., 1., 1.1*_pale(w, n/.07)*(.9 if up > 0 else .5), gloss=.1, kind='lash'), np.full(len(t), segments)))
-    return parts
+    "Curves of all lashes: upper ones long and thick, lower ones short and sparse."
+    if n < 1 or not (head.regions == REGIONS.index('lashes')).any(): return []
+    g = rng(seed, 'hair', 'lash'); pieces = int(np.clip(round((n/120)**.5), 2, 6))
+    return [_lid_lashes(a, head, rest, lid, side, n, pieces, g) for lid in _LASHES for side in (1, -1)]
 
-def a_len(a): return float(np.clip(getattr(a, 'lashes', 1.), 0, 2))
-
-# %% ../nbs/05c_hair.ipynb #2d368a63
+# %% ../nbs/05c_hair.ipynb #9b78a068
 def _beard_directions(roots, g):
     "Combed direction (S,3) of beard hair, and how much of chin (S,) and moustache (S,) there is in it."
-    p = roots.template; x, side = abs(p[:, 0]), np.sign(p[:, 0]); chin = _step(-p[:, 1], .06, .10)*_step(p[:, 2], .02, .06)
-    lip = _step(p[:, 1], -.071, -.066)*(1-_step(x, .030, .036))*_step(p[:, 2], .07, .08)
-    return np.stack([side*(.25+1.1*lip*_step(x, .001, .010)), -1+0*x, .15+0*x], 1)+.2*g.normal(size=(len(p), 3)), chin, lip
+    p = roots.template; x, side = abs(p[:, 0]), np.sign(p[:, 0]); chin = soft_step(-p[:, 1], .06, .10)*soft_step(p[:, 2], .02, .06)
+    lip = soft_step(p[:, 1], -.071, -.066)*(1-soft_step(x, .030, .036))*soft_step(p[:, 2], .07, .08)
+    return np.stack([side*(.25+1.1*lip*soft_step(x, .001, .010)), -1+0*x, .15+0*x], 1)+.2*g.normal(size=(len(p), 3)), chin, lip
 
-# %% ../nbs/05c_hair.ipynb #3ce1972a
+# %% ../nbs/05c_hair.ipynb #ede421f5
 def _beard(a, sort, head, rest, normals, n, seed):
     "Curves of a beard: it leaves the skin downwards, the moustache sideways, and hangs. Under it lies a soft shadow."
     zone = lambda p, m: _beard_zone(sort, p, m); b = float(np.clip(a.beard, 0, 1)); long = .0022+.028*b**1.7; shadow = int(.2*min(n, 8000))
@@ -502,25 +511,26 @@ def _beard(a, sort, head, rest, normals, n, seed):
     length = np.where(lip > .5, min(long, .007+.005*b), long*(.4+.6*chin))*(.7+.5*g.random(len(side)))
     points = _bend(roots, d, length, np.stack([-.25*side*chin, -.7+0*side, .1*chin], 1), 6, .5)
     points = _gather(points, roots, .35*b, _locks(roots, side, side, min(len(roots)//7, 300), g))
-    c = Curves(roots, points, np.repeat(roots.normals[:, None], 7, 1), _colors(a, len(side), g, 1.1)*np.array([1.15, 1., .95]), length, .75, 1.05, gloss=.25, kind='beard', curl=.0012*b, turn=.012, phase=roots.u[:, 2])
+    c = Curves(roots, points, np.repeat(roots.normals[:, None], 7, 1), _colors(a, len(side), g, 1.1)*np.array([1.15, 1., .95]), length, .75, 1.05,
+               gloss=.05, kind='beard', curl=.0012*b, turn=.012, phase=roots.u[:, 2])
     area = _zone_area(head, rest, zone); w = (.5+1.3*b)*area/(2.2*length.sum())
     c.width = np.minimum(np.clip(w, 4e-5, .0012), .11*length/segments+.0001)*(.7+.6*roots.u[:, 1]); c.opacity = (.8+.15*b)*_pale(c.width, n/.35)
     return [(c, np.full(len(side), segments)), _shadow(a, _roots(head, rest, normals, zone, 1.5*shadow, seed, 'beard shadow'), area, b)]
 
-# %% ../nbs/05c_hair.ipynb #396931cf
+# %% ../nbs/05c_hair.ipynb #189eb2ed
 def _shadow(a, roots, area, b):
     "Flat pale discs on the skin below a beard: hair too short or too thin to be drawn one by one."
     size = min(.0024, np.sqrt(area/max(len(roots), 1)))*(.6+.7*roots.u[:, 1]); along = _unit(np.cross(roots.normals, [1., .1, .2]))
     points = roots.points[:, None]+.0003*roots.normals[:, None]+np.array([-1., 1])[None, :, None]*(size[:, None]*along)[:, None]
-    return Curves(roots, points, np.repeat(roots.normals[:, None], 2, 1), np.array(a.hair)*np.ones((len(roots), 1)), size, .9, .9, .25+.3*b, gloss=.1, flat=.15, kind='beard'), np.ones(len(roots), int)
+    return Curves(roots, points, np.repeat(roots.normals[:, None], 2, 1), np.array(a.hair)*np.ones((len(roots), 1)), size, .9, .9, .25+.3*b, gloss=0., flat=.15, kind='beard'), np.ones(len(roots), int)
 
-# %% ../nbs/05c_hair.ipynb #e921a581
+# %% ../nbs/05c_hair.ipynb #c163b214
 def _budget(a, style, n):
     "How many of n Gaussians go to scalp, brows, lashes and beard."
-    brow, lash = int(min(.13*n, 6000)), int(min(.07*n, 1800)); beard = int(n*(.12+.26*_step(a.beard, .02, .6))) if a.beard > .02 else 0
-    return dict(scalp=0 if style.length == 0 else n-brow-lash-beard, brow=brow, lash=lash if a_len(a) > 0 else 0, beard=beard)
+    brow, lash = int(min(.13*n, 6000)), int(min(.07*n, 1800)); beard = int(n*(.12+.26*soft_step(a.beard, .02, .6))) if a.beard > .02 else 0
+    return dict(scalp=0 if style.length == 0 else n-brow-lash-beard, brow=brow, lash=int(lash*np.clip(a.lashes, 0, 1.5)), beard=beard)
 
-# %% ../nbs/05c_hair.ipynb #cf7b81d4
+# %% ../nbs/05c_hair.ipynb #4f0c3e5d
 def grow(
     head: Head,                            # whose surface
     rest: Float[np.ndarray, "V 3"],        # this person at rest [m]
@@ -531,27 +541,22 @@ def grow(
     beard_style: str|None = None,          # of `BEARDS`; None: drawn from the appearance's seed
 ) -> Strands:                              # empty where the head has no scalp
     "Grow a person's hair: brows, lashes, beard and the style on top."
-    style = HAIR_STYLES[check_name(getattr(appearance, 'hair_style', 'short'), HAIR_STYLES, 'hair style')]
+    style = HAIR_STYLES[check_name(appearance.hair_style, HAIR_STYLES, 'hair style')]
     if not 100 <= n <= 1_000_000: raise InputError(f"n={n}: expected 100 to 1000000 Gaussians of hair")
-    rest = np.asarray(rest, np.float64); normals = _vertex_normals(rest, head.faces)
+    rest = np.asarray(rest, np.float64); normals = vertex_normals(rest, head.faces)
     if not head.masks.get('scalp', np.zeros(1)).any(): return _empty()
     sort = check_name(beard_style or str(rng(appearance.seed, 'beard').choice(BEARDS, p=[.6, .2, .1, .1])), BEARDS, 'beard style')
     share = _budget(appearance, style, n); parts = []
     if share['scalp']: parts += _scalp_and_knot(appearance, style, head, rest, normals, share['scalp'], seed)
-    parts += _brows(appearance, head, rest, normals, share['brow'], seed)+(_lashes(appearance, head, rest, share['lash'], seed) if share['lash'] else [])
+    parts += _brows(appearance, head, rest, normals, share['brow'], seed)+_lashes(appearance, head, rest, share['lash'], seed)
     if share['beard']: parts += _beard(appearance, sort, head, rest, normals, share['beard'], seed)
     return _join(parts)
 
-# %% ../nbs/05c_hair.ipynb #d3b642a1
-def _scalp_and_knot(a, style, head, rest, normals, n, seed):
-    "Scalp hair, and what is tied from it."
-    scalp = rest[head.masks['scalp'] > .5]; low, high = scalp.min(0), scalp.max(0)
-    centre = np.array([(low[0]+high[0])/2, high[1]-(high[0]-low[0])/2, (low[2]+high[2])/2])
-    shell = Shell(rest, head.faces[np.isin(head.regions, [REGIONS.index(r) for r in ('skin', 'lips', 'ears', 'scalp', 'neck')])], centre)
-    knot = int(n*dict(bun=.22, tail=.35).get(style.knot, 0.))
-    return _scalp(a, style, head, rest, normals, shell, n-knot, seed)+([_knot(a, style, head, rest, normals, shell, knot, seed)] if knot else [])
-
-def _empty(): return Strands(*[np.zeros(s, t) for s, t in (((0,), np.int64), ((0, 3), np.float32), ((0, 4), np.float32), ((0, 3), np.float32), ((0, 3), np.float32), ((0,), np.float32), ((0, 3), np.float32), ((0,), np.int64), ((0,), np.int64), ((0,), np.float32))])
+# %% ../nbs/05c_hair.ipynb #ca9ee621
+def _empty():
+    "No hair at all."
+    shapes = dict(triangle=(0,), means=(0, 3), quats=(0, 4), scales=(0, 3), normals=(0, 3), opacities=(0,), albedo=(0, 3), kind=(0,), strand=(0,), gloss=(0,))
+    return Strands(**{k: np.zeros(v, np.int64 if k in ('triangle', 'kind', 'strand') else np.float32) for k, v in shapes.items()})
 
 def _join(parts):
     "Curves with their numbers of Gaussians, as one `Strands`."
@@ -559,14 +564,14 @@ def _join(parts):
     for c, m in parts: done.append(_chain(c, m, first)); first += len(m)
     return Strands(*[np.concatenate([getattr(d, f.name) for d in done]) for f in fields(Strands)]) if done else _empty()
 
-# %% ../nbs/05c_hair.ipynb #c9a1f434
+# %% ../nbs/05c_hair.ipynb #3b365462
 def sample_hair(
     g: np.random.Generator,                # from `core.rng`
     traits: dict|None = None,              # of `head.traits`: age, child, male, african, asian, caucasian in [0,1]; None: an average adult
 ) -> dict:                                 # fields of `Appearance`: hair_style, hairline, beard, brow, brow_width, lashes
     "Draw how a person wears hair; sex, age and ancestry shift the odds."
     t = dict(age=.3, child=0., male=.5, african=1/3, asian=1/3, caucasian=1/3)|(traits or {}); male = g.random() < t['male']; old, child, curly = t['age'], t['child'], t['african']
-    odds = dict(bald=(.10+.15*old)*male, buzz=.14*male+.02, receding=.35*male*_step(old, .3, .8), short=.22*male+.10+.15*old, parted=.18*male+.04, swept=.14*male+.06, curly=.08+.15*curly, afro=.02+.30*curly*(1-old),
+    odds = dict(bald=(.10+.15*old)*male, buzz=.14*male+.02, receding=.35*male*soft_step(old, .3, .8), short=.22*male+.10+.15*old, parted=.18*male+.04, swept=.14*male+.06, curly=.08+.15*curly, afro=.02+.30*curly*(1-old),
                 bob=.20*(1-male), fringe=.12*(1-male), long=.22*(1-male)+.02, wavy=.20*(1-male)+.02, bun=.12*(1-male)+.02, ponytail=.12*(1-male)+.02)
     if child > .3: odds |= dict(bald=0., receding=0.)
     p = np.array(list(odds.values()), float); style = str(g.choice(list(odds), p=p/p.sum()))
