@@ -108,7 +108,7 @@ def _warm_draw():
     with say_if_slow("compiling the z-buffer (once per machine, some seconds)"):
         _draw(np.zeros((0, 3, 3)), _boxes(np.zeros((0, 3, 3)), 1, 1), 1, 1, True, np.zeros((1, 1), int), np.zeros((1, 1)), np.zeros((1, 1, 2)))
 
-# %% ../nbs/02b_zbuffer.ipynb #a0c73b36
+# %% ../nbs/02b_zbuffer.ipynb #f84e5954
 @njit(cache=True, nogil=True, error_model='numpy')
 def _draw_depth(tri, box, width, height, depth):
     "The nearest depth at every pixel centre, by parallel rays; weights of corners grow linearly along a row."
@@ -118,7 +118,7 @@ def _draw_depth(tri, box, width, height, depth):
         ax, ay, bx, by, cx, cy = tri[f, 0, 0], tri[f, 0, 1], tri[f, 1, 0], tri[f, 1, 1], tri[f, 2, 0], tri[f, 2, 1]
         area = (bx-ax)*(cy-ay)-(cx-ax)*(by-ay)
         if area == 0: continue
-        g1, h1, g2, h2 = (cy-ay)/area, -(cx-ax)/area, -(by-ay)/area, (bx-ax)/area          # slopes of the weights of b and c
+        g1, h1, g2, h2 = (cy-ay)*(1/area), (ax-cx)*(1/area), (ay-by)*(1/area), (bx-ax)*(1/area)      # slopes of the weights of b and c
         z1, z2, left, right = tri[f, 1, 2]-tri[f, 0, 2], tri[f, 2, 2]-tri[f, 0, 2], int(x0+.5), min(int(x1+.5), width)
         for row in range(int(y0+.5), min(int(y1+.5), height)):
             l1, l2 = g1*(left+.5-ax)+h1*(row+.5-ay), g2*(left+.5-ax)+h2*(row+.5-ay)
