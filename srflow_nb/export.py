@@ -151,10 +151,11 @@ def decode_pair(
     for k in outputs: item[k] = note if k == 'note' else read({'labels': 'masks'}.get(k, k))
     return item | dict(name='/'.join(str(sample.get('__key__')).rsplit('-', 1)))
 
-# %% ../nbs/11d_export.ipynb #3eb35e62
+# %% ../nbs/11d_export.ipynb #0af78a93
 def _sample_note(sample):
-    try: note = json.loads(sample['json']) if isinstance(sample.get('json', b'{}'), (bytes, str)) else sample['json']
-    except (KeyError, ValueError, RecursionError): note = {}
+    note = sample.get('json', b'{}')
+    try: note = json.loads(note) if isinstance(note, (bytes, str)) else note          # who decodes by himself has done it already
+    except (ValueError, RecursionError): note = None
     scale = note.get('depth_scale', 1e-4) if isinstance(note, dict) else None
     if not (isinstance(scale, float) and 0 < scale < 1): raise InputError(f"{sample.get('__key__')}.json: not the annotation of a pair")
     return note
