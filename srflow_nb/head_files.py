@@ -29,8 +29,8 @@ def arkit_name(
     sided = plain[:-1]+{'l': 'left', 'r': 'right'}.get(plain[-1:], '')
     return known.get(plain) or known.get(sided)
 
-# %% ../nbs/04b_head_files.ipynb #51fdb43d
-_MEANS = dict(lashes='lash', skin='brow|socket|head|face', eyelids='lid', eye='eye|iris|sclera|cornea', teeth='teeth|tooth|gum|denture',
+# %% ../nbs/04b_head_files.ipynb #e0e528e0
+_MEANS = dict(lashes='lash', skin='brow|socket', eyelids='lid', eye='eye|iris|sclera|cornea', teeth='teeth|tooth|gum|denture',
               tongue='tongue', lips='lip', mouth='mouth|oral', ears='(?<![a-z])ear', scalp='hair|scalp', neck='neck')
 
 def _region(name):
@@ -94,7 +94,7 @@ def _oriented(mesh, scale, up, front):
     ours = _face_points(Head.load().vertices, dict(zip(Head.load().unit_names, Head.load().units)))
     return mesh.vertices-(_face_points(mesh.vertices, mesh.morphs)[:2].mean(0)-ours[:2].mean(0))
 
-# %% ../nbs/04b_head_files.ipynb #d54bd2f9
+# %% ../nbs/04b_head_files.ipynb #dc9a7cb8
 PLAIN = dict(skin=(.50, .32, .25), lips=(.42, .19, .17), mouth=(.22, .05, .045), eye=(.68, .64, .61), teeth=(.68, .62, .50), tongue=(.42, .13, .12),
              lashes=(.012, .010, .009), scalp=(.035, .020, .012))     # linear RGB of parts without a colour of their own
 
@@ -105,6 +105,7 @@ class Paint:
     base: Float[np.ndarray, "P 3"]                # linear RGB of each part
     pictures: list = field(repr=False)            # of each part: (H,W,3) uint8 picture values, or None
     colors: Float[np.ndarray, "V 3"]|None = None  # linear RGB of each vertex
+    plain: Int[np.ndarray, "P"]|None = None       # parts whose colour is ours, because the file gives none
     hair_style: str = 'bald'                      # no strands grow on a head from a file
 
 # %% ../nbs/04b_head_files.ipynb #cc584505
@@ -115,20 +116,31 @@ def _sample(picture, uv):
     at = lambda di, dj: (picture[(j+dj) % h, (i+di) % w]/255.)**2.2
     return (at(0, 0)*(1-a)+at(1, 0)*a)*(1-b)+(at(0, 1)*(1-a)+at(1, 1)*a)*b
 
-# %% ../nbs/04b_head_files.ipynb #ad81acd3
+# %% ../nbs/04b_head_files.ipynb #2d3e3c4e
 def _texels(head, picture, triangles, uv, spacing):
     "Colours (N,3) of points under a footprint of `spacing` metres."
     if spacing is None: return _sample(picture, uv)
     e, t = (np.diff(a, axis=1) for a in (head.vertices[head.faces[triangles]], head.uv[triangles]*[picture.shape[1], picture.shape[0]]))
     metres = np.linalg.norm(np.cross(e[:, 0], e[:, 1]), axis=1); texels = np.abs(t[:, 0, 0]*t[:, 1, 1]-t[:, 0, 1]*t[:, 1, 0])
-    level = np.log2(np.maximum(spacing*np.sqrt(texels/np.maximum(metres, 1e-20)), 1)).round().clip(0, np.log2(min(picture.shape[:2]))).astype(int)
+    level = np.log2(np.maximum(spacing*np.sqrt(texels/np.maximum(metres, 1e-20)), 1)).clip(0, np.log2(min(picture.shape[:2])))
+    level = np.ceil(level-.2).astype(int)                                  # rather a little too soft than aliased
     out = np.empty((len(uv), 3))
     for k in np.unique(level):
         small = picture if k == 0 else np.asarray(Image.fromarray(picture).reduce(2**int(k)))
         out[level == k] = _sample(small, uv[level == k])
     return out
 
-# %% ../nbs/04b_head_files.ipynb #b5c7580e
+# %% ../nbs/04b_head_files.ipynb #03b4a99b
+def _plain_eyes(head, points, colors):
+    "Iris and pupil on eyeballs without colours of their own."
+    v = head.vertices[np.unique(head.faces[head.regions == REGIONS.index('eye')])]
+    for side in (1, -1):
+        here = points[:, 0]*side > 0; ball = v[v[:, 0]*side > 0]
+        if not here.any() or not len(ball): continue
+        d = points[here]-(ball.min(0)+ball.max(0))/2; angle = np.degrees(np.arctan2(np.hypot(d[:, 0], d[:, 1]), d[:, 2]))
+        colors[here] = np.where(angle[:, None] < 8, .006, np.where(angle[:, None] < 21, np.array([.09, .045, .02]), colors[here]))
+
+# %% ../nbs/04b_head_files.ipynb #0e0bdb55
 def _albedo(self: Paint,
     head: Head,                              # the head of the same file
     triangles: Int[np.ndarray, "N"],         # triangle of each point
@@ -143,14 +155,21 @@ def _albedo(self: Paint,
     for k in np.unique(part):
         if self.pictures[k] is None: continue
         rows = part == k; out[rows] *= _texels(head, self.pictures[k], triangles[rows], uv[rows], None if spacing is None else np.asarray(spacing)[rows])
+    if self.plain is not None and (eye := (head.regions[triangles] == REGIONS.index('eye')) & self.plain[part]).any():
+        eyes = out[eye]; _plain_eyes(head, (head.vertices[head.faces[triangles[eye]]]*w[eye]).sum(1), eyes); out[eye] = eyes
     return out.clip(0, 1).astype(np.float32)
 
-# %% ../nbs/04b_head_files.ipynb #8824e04b
+# %% ../nbs/04b_head_files.ipynb #316cf02d
 def _opacity(self: Paint, head, triangles, barycentric): "Everything is solid."; return np.ones(len(triangles), np.float32)
-def _gloss(self: Paint, head, triangles, barycentric): "Eyes and teeth shine, skin a little."; return np.float32([.25, .8])[np.isin(head.regions[triangles], [7, 8]).astype(int)]
-def _relief(self: Paint, head, triangles, barycentric): "No finer relief than the mesh has."; return np.zeros((len(triangles), 3), np.float32)
+def _relief(self: Paint, head, triangles, barycentric, *, spacing=None): "No finer relief than the mesh has."; return np.zeros((len(triangles), 3), np.float32)
 
-Paint.albedo, Paint.opacity, Paint.gloss, Paint.relief = _albedo, _opacity, _gloss, _relief
+def _by_region(table, other):
+    "A method that looks a number up for the region of each point."
+    values = np.float32([table.get(r, other) for r in REGIONS])
+    return lambda self, head, triangles, barycentric: values[head.regions[triangles]]
+
+Paint.albedo, Paint.opacity, Paint.relief = _albedo, _opacity, _relief
+Paint.gloss, Paint.roughness = _by_region(dict(eye=.8, teeth=.6, tongue=.5), .25), _by_region(dict(eye=.1, teeth=.2, tongue=.2), .4)
 
 # %% ../nbs/04b_head_files.ipynb #f7609ffa
 MAX_TEXELS = 2**26     # 8192 x 8192
@@ -165,7 +184,7 @@ def _picture(source):
     except InputError: raise
     except Exception as e: raise InputError(f"{name}: not a readable picture ({str(e)[:60]}); expected PNG, JPEG or WebP") from None   # decoders raise anything
 
-# %% ../nbs/04b_head_files.ipynb #c782cfff
+# %% ../nbs/04b_head_files.ipynb #6e4664d2
 def _paint(mesh, regions):
     "Paint of a mesh; parts without any colour get a plain one."
     plain = np.array([PLAIN.get(REGIONS[r], PLAIN['skin']) for r in regions])
@@ -174,7 +193,7 @@ def _paint(mesh, regions):
     mesh.notes += [f"{p.name}: not found, so no colours from it" for p in mesh.pictures if isinstance(p, Path) and not p.is_file()]
     own = np.array([p is not None for p in pictures]) | (mesh.colors is not None)
     base = np.where(gives[:, None], mesh.base, np.where(own[:, None], 1., plain))
-    return Paint(mesh.parts, base, pictures, mesh.colors)
+    return Paint(mesh.parts, base, pictures, mesh.colors, ~(gives | own))
 
 # %% ../nbs/04b_head_files.ipynb #8bca497d
 @dataclass(eq=False)
@@ -247,7 +266,7 @@ def drive(
     M = np.array([[n == unit for unit in head.unit_names] for n in names], np.float32)
     return weights @ (torch.from_numpy(M).to(weights) if torch.is_tensor(weights) else M)
 
-# %% ../nbs/04b_head_files.ipynb #d357bf11
+# %% ../nbs/04b_head_files.ipynb #035e2bc2
 def save_head(
     path: str|Path,      # .glb, or .obj with the units as files in a folder beside it
     head: Head|None=None,# None: the head that ships with the library
@@ -259,7 +278,7 @@ def save_head(
     head = head or Head.load(); path = Path(path)
     kind = check_name(path.suffix.lower(), ('.glb', '.obj'), 'kind of file')
     morphs = {check_name(n, head.unit_names, 'expression unit'): head.units[head.unit_names.index(n)] for n in (head.unit_names if units is None else units)}
-    base = np.array([PLAIN.get(r, PLAIN['skin']) for r in REGIONS])
+    base = np.array([PLAIN.get(r, PLAIN['skin']) if r != 'eye' else [np.nan]*3 for r in REGIONS])      # eyes stay plain
     mesh = Mesh(head.pose(identity=identity), head.faces, head.uv, head.regions, list(REGIONS), base, [None]*len(REGIONS), morphs=morphs)
     if kind == '.glb': write_glb(path, mesh)
     else: write_obj(path, mesh, path.with_name(f'{path.stem}_units'))

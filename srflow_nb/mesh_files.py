@@ -130,12 +130,12 @@ def _materials(folder, libraries, notes):
             elif words[0] == 'map_Kd' and rest: current[1] = _sibling(folder, rest.split()[-1] if rest[0] == '-' else rest)
     return out
 
-# %% ../nbs/03b_mesh_files.ipynb #8b8aa89c
+# %% ../nbs/03b_mesh_files.ipynb #9d3cbe31
 def _color(words, where):
     "Three numbers as a colour in [0,1]."
     try: rgb = np.array([float(w) for w in words[:3]])
     except (TypeError, ValueError): rgb = np.zeros(0)
-    if rgb.shape != (3,) or not np.isfinite(rgb).all(): raise InputError(f"{where}: a colour of '{str(words)[:40]}'; expected three numbers")
+    if rgb.shape != (3,) or not np.isfinite(rgb).all(): raise InputError(f"{where}: a colour of '{_brief(words)}'; expected three numbers")
     return rgb.clip(0, 1)
 
 # %% ../nbs/03b_mesh_files.ipynb #540fef8d
@@ -193,14 +193,18 @@ def _parse_json(text):
     if not isinstance(doc, dict) or 'asset' not in doc: raise InputError("no 'asset'; expected a glTF 2.0 file")
     return doc
 
-# %% ../nbs/03b_mesh_files.ipynb #d0efe47f
+# %% ../nbs/03b_mesh_files.ipynb #40fb6890
+def _brief(x):
+    "A value for a message: numbers and text themselves, of anything deeper its type."
+    return str(x)[:60] if isinstance(x, (str, int, float, type(None))) else f'a {type(x).__name__}'
+
 def _whole(d, key, default=None, most=2**40):
     "A whole number >= 0 of a JSON object."
     x = d.get(key, default)
-    if type(x) is not int or not 0 <= x <= most: raise InputError(f"'{key}' is {str(x)[:30]}; expected a whole number from 0 to {most}")
+    if type(x) is not int or not 0 <= x <= most: raise InputError(f"'{key}' is {_brief(x)}; expected a whole number from 0 to {most}")
     return x
 
-# %% ../nbs/03b_mesh_files.ipynb #2ba6869e
+# %% ../nbs/03b_mesh_files.ipynb #6e31a594
 GROWTH, SPARE = 20, 32_000_000    # numbers unpacked from a file may fill this many times its size, and this much more [bytes]
 
 class _Gltf:
@@ -211,13 +215,13 @@ class _Gltf:
         self.doc, self.buffers, self.left = _parse_json(text), {}, GROWTH*len(data)+SPARE
         needs = self.doc.get('extensionsRequired') or []
         if packed := [n for n in needs if n not in ('KHR_mesh_quantization', 'KHR_materials_unlit', 'KHR_texture_transform')] if isinstance(needs, list) else ['?']:
-            raise InputError(f"needs {str(packed[0])[:60]}; expected plain glTF 2.0, saved without compression")
+            raise InputError(f"needs {_brief(packed[0])}; expected plain glTF 2.0, saved without compression")
 
     def entry(self, kind, i):
         "Number i of the list `kind`, a JSON object."
         found = self.doc.get(kind)
         if not isinstance(found, list) or type(i) is not int or not 0 <= i < len(found) or not isinstance(found[i], dict):
-            raise InputError(f"{kind} number {str(i)[:30]} does not exist; expected 0 to {len(found)-1 if isinstance(found, list) else -1}")
+            raise InputError(f"{kind} number {_brief(i)} does not exist; expected 0 to {len(found)-1 if isinstance(found, list) else -1}")
         return found[i]
 
     def claim(self, size):
@@ -225,10 +229,10 @@ class _Gltf:
         self.left -= size
         if self.left < 0: raise InputError(f"unpacks to more than {GROWTH} times its size; expected a head and its morph targets")
 
-# %% ../nbs/03b_mesh_files.ipynb #da60bb09
+# %% ../nbs/03b_mesh_files.ipynb #a56eef58
 def _uri_bytes(g, uri):
     "Bytes of a data URI, or of a file beside the glTF."
-    if not isinstance(uri, str): raise InputError(f"uri is {str(uri)[:30]}; expected text")
+    if not isinstance(uri, str): raise InputError(f"uri is {_brief(uri)}; expected text")
     head, comma, body = uri.partition(',')
     if head.startswith('data:'):
         try: return base64.b64decode(body if head.endswith(';base64') and comma else '?', validate=True)
@@ -250,14 +254,14 @@ def _view(g, i):
     if at+n > len(g.buffers[k]): raise InputError(f"bufferView {i} ends at byte {at+n}, its buffer has {len(g.buffers[k])}; expected a complete file")
     return memoryview(g.buffers[k])[at:at+n], _whole(view, 'byteStride', 0, 252)
 
-# %% ../nbs/03b_mesh_files.ipynb #008efa67
+# %% ../nbs/03b_mesh_files.ipynb #c3551661
 _COMPONENTS = {5120: 'i1', 5121: 'u1', 5122: '<i2', 5123: '<u2', 5125: '<u4', 5126: '<f4'}
 _WIDTHS = dict(SCALAR=1, VEC2=2, VEC3=3, VEC4=4, MAT4=16)
 
 def _numbers(g, where, count, code, width):
     "(count, width) numbers of a view, copied."
     data, stride = _view(g, _whole(where, 'bufferView'))
-    if code not in _COMPONENTS: raise InputError(f"componentType {str(code)[:20]}; expected one of {', '.join(map(str, _COMPONENTS))}")
+    if code not in _COMPONENTS: raise InputError(f"componentType {_brief(code)}; expected one of {', '.join(map(str, _COMPONENTS))}")
     dtype, at = np.dtype(_COMPONENTS[code]), _whole(where, 'byteOffset', 0); step = stride or dtype.itemsize*width
     if step < dtype.itemsize*width: raise InputError(f"byteStride {stride}; expected {dtype.itemsize*width} or more")
     end = at+(count-1)*step+dtype.itemsize*width if count else at
@@ -265,11 +269,11 @@ def _numbers(g, where, count, code, width):
     g.claim(count*width*max(dtype.itemsize, 4))
     return np.ndarray((count, width), dtype, data, at, (step, dtype.itemsize)).copy()
 
-# %% ../nbs/03b_mesh_files.ipynb #29ffd2d8
+# %% ../nbs/03b_mesh_files.ipynb #35bab9e8
 def _accessor(g, i, *types):
     "The array that accessor i speaks of: (count, width), float32 where its numbers are fractions."
     a = g.entry('accessors', i); count, code = _whole(a, 'count'), a.get('componentType')
-    if a.get('type') not in types: raise InputError(f"accessor {i} is of type {str(a.get('type'))[:20]}; expected {' or '.join(types)}")
+    if a.get('type') not in types: raise InputError(f"accessor {i} is of type {_brief(a.get('type'))}; expected {' or '.join(types)}")
     width = _WIDTHS[a['type']]
     if 'bufferView' in a: out = _numbers(g, a, count, code, width)
     else: g.claim(count*width*4); out = np.zeros((count, width), _COMPONENTS.get(code, 'f4'))
@@ -342,19 +346,19 @@ def _triangles(g, primitive, n):
     tri[1::2] = tri[1::2, [1, 0, 2]]
     return tri
 
-# %% ../nbs/03b_mesh_files.ipynb #5f928b0f
+# %% ../nbs/03b_mesh_files.ipynb #1afb7e99
 def _wear(g, primitive):
     "Name, linear RGB and picture of a primitive's material, and which texture coordinates it uses."
     if 'material' not in primitive: return '', np.full(3, np.nan), None, 0
     m = g.entry('materials', primitive['material']); pbr = m.get('pbrMetallicRoughness')
     pbr = pbr if isinstance(pbr, dict) else {}
     t = pbr.get('baseColorTexture'); factor = _color(pbr.get('baseColorFactor', [1, 1, 1]), 'baseColorFactor')
-    if not isinstance(t, dict): return str(m.get('name', ''))[:80], factor if 'baseColorFactor' in pbr else np.full(3, np.nan), None, 0
+    if not isinstance(t, dict): return _brief(m.get('name', '')), factor if 'baseColorFactor' in pbr else np.full(3, np.nan), None, 0
     image = g.entry('images', _whole(g.entry('textures', t.get('index')), 'source'))
     data = bytes(_view(g, image['bufferView'])[0]) if 'bufferView' in image else _uri_bytes(g, image.get('uri'))
-    return str(m.get('name', ''))[:80], factor, data, _whole(t, 'texCoord', 0, 99)
+    return _brief(m.get('name', '')), factor, data, _whole(t, 'texCoord', 0, 99)
 
-# %% ../nbs/03b_mesh_files.ipynb #c93aba2b
+# %% ../nbs/03b_mesh_files.ipynb #74136fc2
 def _targets(g, mesh, primitive, n):
     "Morph target name -> (n,3) displacements of a primitive."
     targets, extras = primitive.get('targets', []), mesh.get('extras')
@@ -363,13 +367,13 @@ def _targets(g, mesh, primitive, n):
     if not isinstance(targets, list): raise InputError("'targets' is no list")
     out = {}
     for k, t in enumerate(targets):
-        name = str(names[k])[:80] if k < len(names) else f"{str(mesh.get('name', 'target'))[:60]}_{k}"
+        name = _brief(names[k]) if k < len(names) else f"{_brief(mesh.get('name', 'target'))}_{k}"
         if not isinstance(t, dict) or 'POSITION' not in t: continue
         out[name] = _accessor(g, t['POSITION'], 'VEC3').astype(np.float32)
         if len(out[name]) != n: raise InputError(f"morph target '{name}' has {len(out[name])} rows; expected {n}, as its mesh has vertices")
     return out
 
-# %% ../nbs/03b_mesh_files.ipynb #c48f43c0
+# %% ../nbs/03b_mesh_files.ipynb #dde0b4ac
 def _piece(g, mesh, primitive, M):
     "One primitive, placed in the world."
     attributes = primitive.get('attributes')
@@ -382,7 +386,7 @@ def _piece(g, mesh, primitive, M):
     if any(a is not None and len(a) != len(p) for a in (uv, rgb)): raise InputError(f"attributes of other lengths than the {len(p)} positions")
     uv = np.zeros((len(tri), 3, 2), np.float32) if uv is None else (uv*np.float32([1, -1])+np.float32([0, 1]))[tri]
     morphs = {n: d @ M[:3, :3].T.astype(np.float32) for n, d in _targets(g, mesh, primitive, len(p)).items()}
-    label = ' '.join(filter(None, (str(mesh.get('name', ''))[:80], name)))
+    label = ' '.join(filter(None, (_brief(mesh.get('name', '')), name)))
     return p @ M[:3, :3].T+M[:3, 3], tri, uv, label, base, picture, None if rgb is None else rgb[:, :3], morphs
 
 # %% ../nbs/03b_mesh_files.ipynb #1617715f
@@ -510,7 +514,7 @@ def _write_part(w, mesh, k):
     targets = [dict(POSITION=w.target(d[v].astype('<f4'))) for d in mesh.morphs.values()]
     return dict(attributes=attributes, indices=w.array(index.ravel().astype('<u4'), 'SCALAR', 5125), material=k, **(dict(targets=targets) if targets else {}))
 
-# %% ../nbs/03b_mesh_files.ipynb #7bd7ba0c
+# %% ../nbs/03b_mesh_files.ipynb #7e235022
 def write_glb(
     path: str|Path,      # .glb
     mesh: Mesh,          # what to write: shape, morphs, colours of parts and vertices; pictures are left out
@@ -518,10 +522,10 @@ def write_glb(
     "Write a surface with its morph targets as a binary glTF file."
     w = _Writer(); order = [k for k in range(len(mesh.names)) if (mesh.parts == k).any()]
     parts = [_write_part(w, mesh, k) | dict(material=i) for i, k in enumerate(order)]
-    color = lambda c: [1., 1, 1, 1] if np.isnan(c).any() else [*map(float, c), 1.]
-    doc = dict(asset=dict(version='2.0', generator='srflow-nb'), scene=0, scenes=[dict(nodes=[0])], nodes=[dict(mesh=0, name='head')],
-               meshes=[dict(name='head', primitives=parts, extras=dict(targetNames=list(mesh.morphs)), **(dict(weights=[0.]*len(mesh.morphs)) if mesh.morphs else {}))],
-               materials=[dict(name=mesh.names[k], pbrMetallicRoughness=dict(baseColorFactor=color(mesh.base[k]), metallicFactor=0., roughnessFactor=.6)) for k in order],
+    color = lambda c: {} if np.isnan(c).any() else dict(baseColorFactor=[*map(float, c), 1.])
+    doc = dict(asset=dict(version='2.0', generator='srflow-nb'), scene=0, scenes=[dict(nodes=[0])], nodes=[dict(mesh=0, name='surface')],
+               meshes=[dict(name='surface', primitives=parts, extras=dict(targetNames=list(mesh.morphs)), **(dict(weights=[0.]*len(mesh.morphs)) if mesh.morphs else {}))],
+               materials=[dict(name=mesh.names[k], pbrMetallicRoughness=dict(metallicFactor=0., roughnessFactor=.6, **color(mesh.base[k]))) for k in order],
                accessors=w.accessors, bufferViews=w.views, buffers=[dict(byteLength=len(w.blob))])
     text = json.dumps(doc, separators=(',', ':')).encode(); text += b' '*(-len(text) % 4); blob = bytes(w.blob)+bytes(-len(w.blob) % 4)
     size = 12+8+len(text)+8+len(blob); number = lambda n: n.to_bytes(4, 'little')
