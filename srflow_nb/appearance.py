@@ -6,7 +6,7 @@
 __all__ = ['SKIN_BASE', 'MELANIN', 'HAEMOGLOBIN', 'PORE', 'skin_color', 'lightness', 'melanin_of', 'MakeUp', 'Appearance',
            'sample_appearance', 'Sites', 'beard_zone', 'relief', 'albedo', 'opacity', 'gloss', 'roughness']
 
-# %% ../nbs/05_appearance.ipynb #9c2deedd
+# %% ../nbs/05_appearance.ipynb #e26c2b2b
 import functools
 from dataclasses import dataclass, field
 
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from .core import rng
-from .eyes import cornea_slope, eye_albedo, eye_centres, lash_distance, lash_opacity, mouth_albedo, tongue_albedo, tooth_albedo, tooth_height
+from .eyes import cornea_slope, eye_albedo, eye_centres, lash_distance, lash_opacity, mouth_albedo, tongue_albedo, tooth_albedo, tooth_height, tooth_normals
 from .head import REGIONS, Head, normals
 from .light import Light, encode, sample_light, shade
 from .noise import blob, cells, curve_distance, fade, fractal_noise, lerp, slope, soft_step, spots, value_noise
@@ -189,18 +189,19 @@ def _pigments(a: Appearance, s: Sites):
     h = a.blood*(.85+_redness(a, p, s)+.25*even*(1+_redness(a, p, s).clip(0))*n(.012, 2))
     return np.maximum(m, 0), np.maximum(h, 0)
 
-# %% ../nbs/05_appearance.ipynb #053abf75
+# %% ../nbs/05_appearance.ipynb #823b8c22
 @functools.lru_cache(8)
 def _skin_vertices(head):
-    "Ids of skin vertices and how much sun each one gets on a face."
-    ids = np.unique(head.faces[np.isin(head.regions, [REGIONS.index(n) for n in ('skin', 'eyelids', 'neck')])]); v = head.vertices[ids]
-    return ids, np.exp(-((v-[0, -.025, .10])/[.055, .032, .05])**2).prod(1), (v[:, 2] > 0)+.15
+    "Ids of skin vertices, the area of each times the sun it gets on a face, and the area alone (the back counts less)."
+    faces = head.faces[np.isin(head.regions, [REGIONS.index(n) for n in ('skin', 'neck')])]; edges = head.vertices[faces][:, 1:]-head.vertices[faces][:, :1]
+    area = np.bincount(faces.ravel(), np.repeat(np.linalg.norm(np.cross(edges[:, 0], edges[:, 1]), axis=1), 3), len(head.vertices)); ids = np.unique(faces)
+    v, area = head.vertices[ids], area[ids]; return ids, area*np.exp(-((v-[0, -.028, .09])/[.052, .034, .06])**2).prod(1), area*((v[:, 2] > 0)+.15)
 
 def _spots(a: Appearance, head: Head, s: Sites):
     "Extra melanin of freckles (small, faint, about the nose), moles (few, dark, anywhere) and age spots."
     g = rng(a.seed, 'spots'); ids, cheek, anywhere = _skin_vertices(head); old = int(60*soft_step(a.age, .45, 1.)); parts = []
-    for count, chance, radius, dark in ((a.freckles, cheek, (.00035, .0011), (.12, .55)), (a.moles, anywhere, (.0005, .0016), (.7, 1.8)), (old, anywhere, (.0012, .0035), (.10, .40))):
-        k = g.choice(ids, count, p=chance/chance.sum()); parts.append((head.vertices[k]+g.normal(size=(count, 3))*.0025, radius[0]+(radius[1]-radius[0])*g.random(count)**2, g.uniform(*dark, count)))
+    for count, chance, radius, dark in ((a.freckles, cheek, (.00045, .0011), (.15, .65)), (a.moles, anywhere, (.0005, .0016), (.7, 1.8)), (old, anywhere, (.0012, .0035), (.10, .40))):
+        k = g.choice(ids, count, p=chance/chance.sum()); parts.append((head.vertices[k]+g.normal(size=(count, 3))*.003, radius[0]+(radius[1]-radius[0])*g.random(count)**2, g.uniform(*dark, count)))
     centres, radii, strengths = (np.concatenate(q) for q in zip(*parts))
     if s.spacing is not None: radii, strengths = (r := np.hypot(radii, .3*np.median(s.spacing))), strengths*(radii/r)**2
     return (1-.6*a.makeup.foundation)*spots(s.points, centres, radii, strengths)
@@ -276,7 +277,7 @@ def _height(a: Appearance, s: Sites, lips, p):
     skin = net+sag-_wrinkles(a, p, s.spacing)-8.5e-5*_pores(a, p, s.spacing)
     return (1-lips)*skin+lips*(7e-5*(1+a.age)*fade(.0011, s.spacing)*_lip_creases(a, p)+2e-4*np.exp(-((lips-.5)/.25)**2))
 
-# %% ../nbs/05_appearance.ipynb #51584db8
+# %% ../nbs/05_appearance.ipynb #5e5d2112
 def _lip_mask(a: Appearance, s: Sites, soft=.16):
     "How much each point is lip, with a soft, slightly frayed border."
     return soft_step(s.masks['lips']+.05*value_noise(s.points, .0022, a.seed*16+12), .5-soft, .5+soft)*s.is_('skin', 'lips', 'mouth')
@@ -296,7 +297,7 @@ def relief(
     n = (_rest_normals(head)[head.faces[np.asarray(triangles)]]*np.asarray(barycentric)[..., None]).sum(1); n /= np.maximum(np.linalg.norm(n, axis=1, keepdims=True), 1e-9)
     rows = np.flatnonzero(s.is_('skin', 'lips', 'eyelids', 'neck')); k = s[rows]; lips = _lip_mask(a, k)
     out[rows] = slope(lambda p: _height(a, k, lips, p), k.points, n[rows]); teeth, eye = (np.flatnonzero(s.is_(part)) for part in ('teeth', 'eye'))
-    out[teeth] = slope(lambda p: tooth_height(p)*fade(.002, s[teeth].spacing), s.points[teeth], n[teeth]); out[eye] = cornea_slope(head, s.points[eye]); return out
+    k, up = s[teeth], tooth_normals(head, np.asarray(triangles)[teeth], s.points[teeth]); out[teeth] = n[teeth]-up+slope(lambda p: tooth_height(p)*fade(.002, k.spacing), k.points, up); out[eye] = cornea_slope(head, s.points[eye]); return out
 
 Appearance.relief = relief
 
@@ -309,7 +310,7 @@ def _brow(a: Appearance, s: Sites):
     strands = value_noise(s.points@np.array([[.8, .6, 0], [-.6, .8, 0], [0, 0, 1]]), np.array([.004, .0009, .004]), a.seed*16+13)
     return np.clip(inside*a.brow*(.78+.45*strands*fade(.0014, s.spacing)), 0, 1)
 
-# %% ../nbs/05_appearance.ipynb #fa57f564
+# %% ../nbs/05_appearance.ipynb #c94551d1
 _COVER = dict(bald=0., shaved=.55, buzz=.8)          # how much of the scalp's paint shows under short styles
 
 def _hair(a: Appearance, s: Sites):
@@ -321,10 +322,10 @@ def _hair(a: Appearance, s: Sites):
 
 def _shadow_of_beard(a: Appearance, s: Sites):
     "How much hair, cut to the skin or grown, darkens each point, in [0,1]."
-    much = max(a.stubble, min(1., 1.6*a.beard)); zone = beard_zone(s)*np.clip(.8+.5*fractal_noise(s.points, .01, 3, a.seed*16+1), 0, 1)
+    much = max(a.stubble, .5*a.beard); zone = beard_zone(s)*np.clip(.8+.5*fractal_noise(s.points, .01, 3, a.seed*16+1), 0, 1)
     if much == 0: return np.zeros(len(s.points))
     dots = 2.6*np.exp(-(cells(s.points, .00062, a.seed*16+2)[0]/.00020)**2); w = fade(.0006, s.spacing)
-    return np.clip(much*zone*(.30+.45*min(1., 1.6*a.beard))*(1+w*(dots-1)), 0, 1)
+    return np.clip(.42*much*zone*(1+w*(dots-1)), 0, 1)
 
 # %% ../nbs/05_appearance.ipynb #a9264c0d
 def _dress(a: Appearance, head: Head, s: Sites, color, lips):
@@ -336,7 +337,7 @@ def _dress(a: Appearance, head: Head, s: Sites, color, lips):
     color = lerp(color, np.array(a.hair)*.8+.006, _shadow_of_beard(a, s)); cover, hair = _hair(a, s)
     return lerp(lerp(color, np.array(a.hair)*.9+.004, .80*_brow(a, s)), hair, cover)
 
-# %% ../nbs/05_appearance.ipynb #24df38d5
+# %% ../nbs/05_appearance.ipynb #01e801c8
 def _wet_rim(head, s):
     "The pink rim of the lids and the caruncle in the inner corner, in [0,1]."
     side = (s.points[:, 0] < 0).astype(int); far = np.linalg.norm(s.points-eye_centres(head)[side], axis=1)
@@ -346,7 +347,7 @@ def _skin(a: Appearance, head: Head, s: Sites):
     "Colour (N,3) of skin, lips, lids, ears, scalp and neck."
     m, h = _pigments(a, s); lips = _lip_mask(a, s); lower = soft_step(-s.points[:, 1], .066, .069); fold = np.clip(_wrinkles(a, s.points, s.spacing)/4e-4, 0, 1.5)
     pores = _pores(a, s.points, s.spacing); m = m+_spots(a, head, s)*(1-.7*lips)+(.06+.04*m)*fold+(.16+.12*m)*pores; h = h+.10*fold+.16*pores
-    crease = _lip_creases(a, s.points)*fade(.0011, s.spacing); m = m+lips*(.14-(.04+.14*lower)*m+.09*np.clip(-crease, 0, 1)); h = h+lips*(.20+a.lips*(.48+.10*lower)+.10*crease)
+    crease = _lip_creases(a, s.points)*fade(.0011, s.spacing); m = m+lips*(.14-(.04+.14*lower)*m+.09*np.clip(-crease, 0, 1)); h = h+lips*(.27+a.lips*(.48+.10*lower)+.10*crease)
     wet = _wet_rim(head, s); color = lerp(skin_color(m, h), [.47, .21, .185], .8*wet); tired = blob(s.points, [.024, -.0115, .085], [.012, .005, .05])
     return _dress(a, head, s, color*(1-(.02+.10*a.tired)*(1-.6*a.makeup.foundation)*np.multiply.outer(tired, [1.3, 1., .5])), lips)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PUPIL', 'LIMBUS', 'CORNEA', 'eye_centres', 'eye_albedo', 'cornea_slope', 'tooth_albedo', 'tooth_height',
-           'tongue_albedo', 'mouth_albedo', 'lash_line', 'lash_distance', 'lash_opacity']
+           'tooth_normals', 'tongue_albedo', 'mouth_albedo', 'lash_line', 'lash_distance', 'lash_opacity']
 
 # %% ../nbs/04e_eyes.ipynb #a71f46f7
 import functools
@@ -124,6 +124,16 @@ def tooth_height(
 ) -> Float[np.ndarray, "N"]:               # [m]
     "How far teeth bulge over the band of the mesh: round across, with a groove between two."
     across, _, up, _ = _teeth(points); return .0007*(1-abs(across)**3)*(1-.6*soft_step(up, .9, 1.1))
+
+# %% ../nbs/04e_eyes.ipynb #f05b1f93
+def tooth_normals(
+    head: Head,                            # whose teeth
+    triangles: np.ndarray,                 # (N,) of teeth
+    points: Float[np.ndarray, "N 3"],      # at rest on the template [m]
+) -> Float[np.ndarray, "N 3"]:             # unit
+    "Normals of the dental arch, outside or inside as the triangle looks."
+    a, b, c = head.vertices[head.faces[triangles]].transpose(1, 0, 2); flat = np.cross(b-a, c-a); out = np.asarray(points, np.float64)*[1/.034**2, 0, 1/.0485**2]-[0, 0, .039/.0485**2]
+    out /= np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-9); return np.where(((flat*out).sum(1) > -.3*np.linalg.norm(flat, axis=1))[:, None], out, -out)
 
 # %% ../nbs/04e_eyes.ipynb #bc1a2bfe
 def tongue_albedo(
