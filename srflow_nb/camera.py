@@ -216,7 +216,7 @@ def phone_camera(
     up = (math.sin(math.radians(roll)), math.cos(math.radians(roll)), 0.)
     return Camera.look_at(_on_sphere(yaw, pitch, distance), (0, -.02, 0), up, mm/36*max(width, height)*zoom, width, height)
 
-# %% ../nbs/02_camera.ipynb #531ee4fe
+# %% ../nbs/02_camera.ipynb #acbc83c8
 @dataclass(frozen=True)
 class CameraKind:
     "One row of the table: where such cameras stand."
@@ -227,10 +227,10 @@ class CameraKind:
     roll: float              # standard deviation of the tilt [degrees]
     fill: tuple              # share of the picture that a head fills
 
-CAMERA_KINDS = dict(studio=CameraKind(.40, (.8, 1.4), 46.5, 16, 0., (.6, .95)), phone=CameraKind(.35, (.28, .65), 20, 18, 4., (.5, .9)),
-                    webcam=CameraKind(.25, (.4, .9), 25, 12, 1., (.4, .8)))
+CAMERA_KINDS = dict(studio=CameraKind(.40, (.8, 1.4), 46.5, 16, 0., (.65, 1.)), phone=CameraKind(.35, (.28, .65), 20, 18, 4., (.55, .95)),
+                    webcam=CameraKind(.25, (.4, .9), 25, 12, 1., (.45, .85)))
 
-# %% ../nbs/02_camera.ipynb #5e15dbe4
+# %% ../nbs/02_camera.ipynb #4be66741
 def sample_camera(
     width: int, height: int, # picture [px]
     seed: int,               # one seed, one camera
@@ -243,5 +243,5 @@ def sample_camera(
     distance, fill = math.exp(g.uniform(*np.log(k.distance))), g.uniform(*k.fill)
     yaw, pitch = k.yaw*np.tanh(g.normal()*.6), k.pitch*g.uniform(-1, 1); roll = math.radians(k.roll*float(np.clip(g.normal(), -2, 2)))
     target = np.array([0, -.02, 0]) + g.normal(size=3)*[.008, .008, 0]
-    focal = fill*min(height, 1.2*width)*distance/HEAD_HEIGHT
+    focal = fill*min(height, 1.3*width)*(distance-.06)/HEAD_HEIGHT          # the face is nearer than the head's centre
     return Camera.look_at(_on_sphere(yaw, pitch, distance), target, (math.sin(roll), math.cos(roll), 0), focal, width, height)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from srflow_nb.camera import Camera, Pinhole, frontal_camera, orbit_rig
+from srflow_nb.camera import CAMERA_KINDS, HEAD_HEIGHT, Camera, Pinhole, frontal_camera, nersemble_arc, orbit_rig, phone_camera, sample_camera
 from srflow_nb.core import InputError, rng
 
 
@@ -96,6 +96,7 @@ def test_a_rotation_that_went_through_text_is_still_a_camera():
 @pytest.mark.parametrize('make, match', [
     (lambda: Camera.look_at((0, 0, 1), focal=0.), 'focal lengths 0'), (lambda: Camera.look_at((0, 0, float('nan'))), 'eye: 1 of 3'), (lambda: Camera.look_at((0, 0, 1), (0, 0, 1)), 'eye apart from target'),
     (lambda: frontal_camera().scaled(0), 's = 0'), (lambda: frontal_camera().scaled(float('nan')), 's = nan'), (lambda: frontal_camera(distance=-1.), 'distance -1'),
+    (lambda: nersemble_arc(distance=0.), 'distance 0'), (lambda: phone_camera(zoom=0.), 'zoom 0'), (lambda: sample_camera(9, 9, 0, kind='fone'), 'nearest: phone'),
     (lambda: orbit_rig(0), 'n = 0'), (lambda: Camera.from_opengl(2*I4, I3, 5, 5), 'c2w: last row'), (lambda: Camera.from_opengl(0*I3, I3, 5, 5), r'c2w: shape \(3, 3\)')])
 def test_camera_makers_refuse_what_they_cannot_make(make, match):
     with pytest.raises(InputError, match=match): make()
@@ -106,3 +107,51 @@ def test_cameras_are_differentiable():
     uv, _ = Camera(m, frontal_camera().K.double(), 550, 802).project(torch.zeros(1, 3).double())
     uv.sum().backward()
     assert m.grad.abs().max() > 0
+
+
+def angles(c): x, y, z = (c.position/c.position.norm()).tolist(); return np.degrees([np.arctan2(x, z), np.arcsin(y)])
+
+
+def test_the_arc_has_the_angles_and_the_field_of_view_of_the_studio():
+    arc = nersemble_arc(); yaw, pitch = np.transpose([angles(c) for c in arc])
+    assert len(arc) == 16 and (arc[0].width, arc[0].height) == (1100, 1604) and np.ptp(yaw) == pytest.approx(93, abs=1e-3) and np.ptp(pitch) == pytest.approx(32, abs=1e-3)
+    assert nersemble_arc(550, 802)[3].K[0, 0] == pytest.approx(2048.66) and all(abs(c.position.norm()-1) < 1e-5 for c in arc)
+    near = [np.abs(yaw[i]-yaw[j])+np.abs(pitch[i]-pitch[j]) for i in range(16) for j in range(i)]; assert min(near) > 10          # no two at one place
+
+
+@pytest.mark.parametrize('make', [lambda w, h: nersemble_arc(w, h), lambda w, h: [sample_camera(w, h, s, kind=k) for s in range(25) for k in CAMERA_KINDS], lambda w, h: [phone_camera(w, h)]])
+@pytest.mark.parametrize('size', [(550, 802), (256, 256), (640, 360)])
+def test_every_camera_sees_the_face(make, size):
+    face = torch.tensor([[0, .07, .09], [0, -.10, .08], [.06, 0, .06], [-.06, 0, .06], [0, 0, .11]])      # forehead, chin, cheeks, nose
+    for c in make(*size):
+        uv, depth = c.project(face); assert (depth > .1).all()
+        assert (uv > 0).all() and (uv < torch.tensor([c.width, c.height])).all()
+
+
+@pytest.mark.parametrize('kind', list(CAMERA_KINDS))
+def test_drawn_cameras_stay_within_the_table_and_follow_their_seed(kind):
+    k, drawn = CAMERA_KINDS[kind], [sample_camera(550, 802, s, kind=kind) for s in range(60)]
+    for s, c in enumerate(drawn):
+        (yaw, pitch), d = angles(c), c.position.norm().item()
+        assert k.distance[0] <= d*1.001 and d <= k.distance[1]*1.001 and abs(yaw) <= k.yaw+.01 and abs(pitch) <= k.pitch+.01
+        assert k.fill[0] <= c.K[0, 0].item()*HEAD_HEIGHT/(d-.06)/min(802, 1.3*550)*1.001 and torch.equal(c.viewmat, sample_camera(550, 802, s, kind=kind).viewmat)
+    assert np.std([c.K[0, 0].item() for c in drawn]) > 100 and np.std([angles(c)[0] for c in drawn]) > 5
+
+
+def test_kinds_of_cameras_are_drawn_by_their_share():
+    assert sum(k.share for k in CAMERA_KINDS.values()) == pytest.approx(1)
+    near = np.mean([sample_camera(64, 64, s).position.norm().item() < .4 for s in range(300)])         # only phones come this close
+    phone = CAMERA_KINDS['phone']; want = phone.share*np.log(.4/phone.distance[0])/np.log(phone.distance[1]/phone.distance[0])
+    assert near == pytest.approx(want, abs=.06)
+
+
+def test_zoom_changes_the_size_and_not_the_perspective():
+    ratio = lambda c: torch.linalg.norm(torch.diff(c.project(torch.tensor([[0, 0, .1], [.01, 0, .1], [0, 0, 0], [.01, 0, 0]]))[0], dim=0)[::2], dim=1)
+    (a, b), (c, d) = ratio(phone_camera(pitch=0.)).tolist(), ratio(phone_camera(pitch=0., zoom=2.)).tolist()
+    assert c/d == pytest.approx(a/b, rel=1e-3) and c == pytest.approx(2*a, rel=1e-3) and a/b == pytest.approx(.45/.35, rel=1e-3)
+
+
+def test_a_tilted_phone_tilts_the_picture():
+    up = torch.tensor([[0., 0, 0], [0, .1, 0]]); straight, tilted = (c.project(up)[0] for c in (phone_camera(pitch=0.), phone_camera(pitch=0., roll=8.)))
+    turn = [np.degrees(np.arctan2(*(uv[1]-uv[0]).tolist())) for uv in (straight, tilted)]
+    assert min((turn[1]-turn[0]) % 360, (turn[0]-turn[1]) % 360) == pytest.approx(8, abs=.05)
