@@ -4,9 +4,11 @@
 
 writes `n` mutated files under the given name and reads each one. A reader passes if every file gives a result that `ok`
 accepts or one clear line (`InputError`: a single line that names the file). It fails on any other exception, on a crash, on a
-hang, and on memory beyond `spare` + `multiple` x the file: the reading happens in a child process with those limits.
-The file that did it is left behind under its name."""
-import json, multiprocessing, os, re, resource, signal, struct, traceback, zlib
+hang, on memory beyond `spare` + `multiple` x the file, and on anything that a reader has no business with: starting a process,
+calling somebody, unpickling, opening a file elsewhere. The reading happens in a child process with those limits. The file that
+did it is left behind under its name."""
+import io, json, multiprocessing, os, re, resource, signal, struct, sys, traceback, zipfile, zlib
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -136,6 +138,47 @@ def png(width, height, bits, color, pixels=b'', compressed=None):
     return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + palette + chunk(b'IDAT', zlib.compress(pixels, 9) if compressed is None else compressed) + chunk(b'IEND', b'')
 
 
+def mutate_zip(data, g, others=()):
+    "Damage a file inside an archive, or the archive; a file inside is packed again with right checksums."
+    if g.random() < .4: return mutate(data, g, others)
+    with zipfile.ZipFile(io.BytesIO(data)) as z: files = {n: z.read(n) for n in z.namelist()}
+    name = sorted(files)[int(g.integers(len(files)))]
+    files[name] = mutate(files[name], g)
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, 'w', zipfile.ZIP_DEFLATED if g.random() < .5 else zipfile.ZIP_STORED) as z:
+        for n, d in files.items(): z.writestr(n, d)
+    return out.getvalue()
+
+
+def mutate_glb(data, g, others=()):
+    "Damage the JSON or the numbers of a binary glTF, and keep the sizes of its chunks right; or damage anything."
+    if g.random() < .3: return mutate(data, g, others)
+    n = struct.unpack('<I', data[12:16])[0]
+    parts = [data[20:20+n], data[28+n:]]
+    which = 0 if g.random() < .8 else 1
+    parts[which] = bytes((number, value, value, remove)[int(g.integers(4))](bytearray(parts[which]), g)) if which == 0 else mutate(parts[which], g)
+    text, blob = parts[0] + b' '*(-len(parts[0]) % 4), parts[1] + bytes(-len(parts[1]) % 4)
+    body = struct.pack('<I4s', len(text), b'JSON') + text + struct.pack('<I4s', len(blob), b'BIN\0') + blob
+    return b'glTF' + struct.pack('<II', 2, 12 + len(body)) + body
+
+
+FORBIDDEN = ('os.system', 'os.exec', 'os.posix_spawn', 'os.fork', 'os.spawn', 'subprocess.Popen', 'socket.connect', 'socket.getaddrinfo', 'urllib.Request',
+             'pickle.find_class', 'os.remove', 'os.rename', 'os.rmdir', 'shutil.rmtree', 'ctypes.dlopen')
+CRIMES = []
+
+
+def _watch(folder):
+    "Note whatever a reader has no business with."
+    here = [Path(p).resolve() for p in (folder, sys.prefix, sys.base_prefix, Path(__file__).parent.parent, '/usr', '/proc', '/sys', '/dev')]
+    def hook(event, args):
+        if event in FORBIDDEN: CRIMES.append(f'{event} {args}'[:200])
+        if event == 'open' and isinstance(args[0], (str, bytes, os.PathLike)):
+            try: path = Path(os.fsdecode(args[0])).resolve()
+            except (ValueError, OSError): return
+            if not any(path.is_relative_to(p) for p in here): CRIMES.append(f'opens {path}'[:200])
+    sys.addaudithook(hook)
+
+
 def address_space():
     "Bytes of address space that this process uses."
     with open('/proc/self/statm') as f: return int(f.read().split()[0])*resource.getpagesize()
@@ -153,23 +196,26 @@ def _verdict(read, path, ok):
     return ('', True) if ok(out) else (f'a wrong result: {str(out)[:300]}', True)
 
 
-def _child(conn, read, samples, path, n, seed, ok, mend, spare, multiple, seconds):
+def _child(conn, read, samples, path, n, seed, ok, damage, mend, spare, multiple, seconds):
     torch.set_num_threads(1)
     null = os.open(os.devnull, os.O_WRONLY); os.dup2(null, 2)              # C libraries grumble about damaged files
     g, count = np.random.default_rng([seed, zlib.crc32(path.name.encode())]), {'read': 0, 'refused': 0}
-    path.write_bytes(samples[0]); _verdict(read, path, ok)                 # what is loaded once is not the file's fault
+    for s in samples:                                                      # what is loaded once is not the files' fault
+        path.write_bytes(s); bad, was_read = _verdict(read, path, ok)
+        if bad or not was_read: return conn.send(f'a good file of {len(s)} bytes is not read: {bad}')
     largest = max(map(len, samples))
+    _watch(path.parent)
     resource.setrlimit(resource.RLIMIT_AS, (address_space() + int(spare + multiple*2*largest), resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGALRM, signal.SIG_DFL)                          # a hang inside C cannot be caught, only ended
     for i in range(n):
-        data = mutate(samples[int(g.integers(len(samples)))], g, samples)
+        data = damage(samples[int(g.integers(len(samples)))], g, samples)
         if mend and g.random() < .6: data = mend(data)
         path.write_bytes(data)
         signal.setitimer(signal.ITIMER_REAL, seconds)
         bad, was_read = _verdict(read, path, ok)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        if bad: return conn.send(f'file {i} of {n}: {bad}')
+        if bad or CRIMES: return conn.send(f'file {i} of {n}: {bad} {CRIMES}')
         count['read' if was_read else 'refused'] += 1
     conn.send(count)
 
@@ -181,6 +227,7 @@ def hunt(
     n=300,                   # damaged files
     seed=0,                  # the same seed, the same files
     ok=lambda out: True,     # whether a result may be right
+    damage=mutate,           # (bytes, generator, other files) -> bytes
     mend=None,               # bytes -> bytes: repairs checksums, so that damage gets past them
     spare=48e6,              # bytes of memory that any reader may use
     multiple=24,             # and this much for each byte of the file
@@ -188,7 +235,7 @@ def hunt(
 ):                           # dict(read=, refused=); fails on the first file that is not survived
     "Read `n` damaged files in a child process with limits on memory and time."
     ours, theirs = multiprocessing.get_context('fork').Pipe(duplex=False)
-    job = multiprocessing.get_context('fork').Process(target=_child, args=(theirs, read, samples, path, n, seed, ok, mend, spare, multiple, seconds))
+    job = multiprocessing.get_context('fork').Process(target=_child, args=(theirs, read, samples, path, n, seed, ok, damage, mend, spare, multiple, seconds))
     job.start(); theirs.close()
     try: answer = ours.recv()
     except EOFError: answer = None
@@ -198,11 +245,6 @@ def hunt(
         raise AssertionError(f'the reader {why} at {path}')
     assert isinstance(answer, dict), f'{path}: {answer}'
     return answer
-
-
-def seeds_of(*files):
-    "Bytes of good files."
-    return [f.read_bytes() for f in files]
 
 
 def dumps(value):
