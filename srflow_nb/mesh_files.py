@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GROWTH', 'SPARE', 'about_file', 'Mesh', 'read_mesh', 'write_obj', 'write_glb']
 
-# %% ../nbs/03b_mesh_files.ipynb #07f81b74
+# %% ../nbs/03b_mesh_files.ipynb #f564f840
 import base64, binascii, hashlib, json, re
 from array import array
 from contextlib import contextmanager
@@ -14,9 +14,11 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 
 from .core import InputError, atomic_write, check_finite, check_name
+from .gaussians import quat_to_rotmat
 
 # %% ../nbs/03b_mesh_files.ipynb #d9f9ab9a
 @contextmanager
@@ -53,7 +55,7 @@ class Mesh:
     notes: list = field(default_factory=list)     # what the reader left out
     polygons: bytes = field(default=b'', repr=False)  # a hash of an OBJ file's polygons, by which its morphs are known
 
-# %% ../nbs/03b_mesh_files.ipynb #756ac650
+# %% ../nbs/03b_mesh_files.ipynb #82aa1573
 class _Obj:
     "An OBJ file while it is read."
     def __init__(self):
@@ -62,12 +64,13 @@ class _Obj:
         self.group, self.material, self.names, self.libraries = '', '', {}, []
         self.polygons = hashlib.blake2b()             # of all polygons as they are written
 
-    def index(self, word, n, what):
-        "From 1, or from the end, to from 0."
-        i = int(word)
-        i = i-1 if i > 0 else n+i if i < 0 else -1
-        if not 0 <= i < n: raise InputError(f"'{word[:20]}' is not one of the {n} {what} so far; expected 1 to {n} or -{n} to -1")
-        return i
+# %% ../nbs/03b_mesh_files.ipynb #27847632
+def _index(word, n, what):
+    "An index from 1, or from the end, to one from 0."
+    i = int(word)
+    i = i-1 if i > 0 else n+i if i < 0 else -1
+    if not 0 <= i < n: raise InputError(f"'{word[:20]}' is not one of the {n} {what} so far; expected 1 to {n} or -{n} to -1")
+    return i
 
 # %% ../nbs/03b_mesh_files.ipynb #eb3fa3c6
 def _obj_vertex(o, words):
@@ -77,14 +80,14 @@ def _obj_vertex(o, words):
     o.v.extend(x[:3])
     if len(x) >= 6: o.rgb.extend(x[3:6])
 
-# %% ../nbs/03b_mesh_files.ipynb #ec76e331
+# %% ../nbs/03b_mesh_files.ipynb #5ce8569d
 def _obj_face(o, words):
     "A polygon as a fan of triangles."
     if len(words) < 3: raise InputError("a polygon of less than 3 corners; expected f A B C ...")
     v, t = [], []
     for corner in words:
         a, _, rest = corner.partition('/'); b = rest.partition('/')[0]
-        v.append(o.index(a, len(o.v)//3, 'vertices')); t.append(o.index(b, len(o.vt)//2, 'texture coordinates') if b else -1)
+        v.append(_index(a, len(o.v)//3, 'vertices')); t.append(_index(b, len(o.vt)//2, 'texture coordinates') if b else -1)
     part = o.names.setdefault((o.group, o.material), len(o.names))
     for i in range(1, len(v)-1):
         o.tri.extend((v[0], v[i], v[i+1])); o.tex.extend((t[0], t[i], t[i+1])); o.part.append(part)
@@ -99,21 +102,25 @@ def _obj_line(o, key, words):
     elif key == 'usemtl': o.material = ' '.join(words)[:80]
     elif key == 'mtllib': o.libraries.append(' '.join(words))
 
-# %% ../nbs/03b_mesh_files.ipynb #0f7a776b
-def _scan_obj(path, shape_only=False):
-    "Read all lines of an OBJ file; `shape_only` does not look into its polygons."
-    o, held = _Obj(), ''
+# %% ../nbs/03b_mesh_files.ipynb #c9816718
+def _obj_lines(path):
+    "Number, text and words of each line that says something."
+    held = ''
     with open(path, encoding='utf-8', errors='replace') as f:
         for number, line in enumerate(f, 1):
-            line = held+line.partition('#')[0].rstrip()
-            held = line[:-1]+' ' if line.endswith('\\') else ''
-            if held or not (words := line.split()): continue
-            if words[0] == 'f': o.polygons.update(f"{len(o.v)} {line}\n".encode())
-            if shape_only and words[0] != 'v': continue
-            try: _obj_line(o, words[0], words[1:])
-            except (ValueError, IndexError, OverflowError) as e:
-                why = str(e) if isinstance(e, InputError) else 'expected numbers'
-                raise InputError(f"line {number}: '{line[:60]}': {why}") from None
+            line = held+line.partition('#')[0].rstrip(); held = line[:-1]+' ' if line.endswith('\\') else ''
+            if not held and (words := line.split()): yield number, line, words
+
+# %% ../nbs/03b_mesh_files.ipynb #fececa82
+def _scan_obj(path, shape_only=False):
+    "Read all lines of an OBJ file; `shape_only` does not look into its polygons."
+    o = _Obj()
+    for number, line, words in _obj_lines(path):
+        if words[0] == 'f': o.polygons.update(f"{len(o.v)} {line}\n".encode())
+        if shape_only and words[0] != 'v': continue
+        try: _obj_line(o, words[0], words[1:])
+        except (ValueError, IndexError, OverflowError) as e:
+            raise InputError(f"line {number}: '{line[:60]}': {e if isinstance(e, InputError) else 'expected numbers'}") from None
     if not o.tri and not shape_only: raise InputError("no polygons; expected a mesh with v and f lines")
     return o
 
@@ -193,20 +200,22 @@ def _parse_json(text):
     if not isinstance(doc, dict) or 'asset' not in doc: raise InputError("no 'asset'; expected a glTF 2.0 file")
     return doc
 
-# %% ../nbs/03b_mesh_files.ipynb #40fb6890
+# %% ../nbs/03b_mesh_files.ipynb #1581e4d9
 def _brief(x):
     "A value for a message: numbers and text themselves, of anything deeper its type."
     return str(x)[:60] if isinstance(x, (str, int, float, type(None))) else f'a {type(x).__name__}'
 
+# %% ../nbs/03b_mesh_files.ipynb #f406126d
 def _whole(d, key, default=None, most=2**40):
     "A whole number >= 0 of a JSON object."
     x = d.get(key, default)
     if type(x) is not int or not 0 <= x <= most: raise InputError(f"'{key}' is {_brief(x)}; expected a whole number from 0 to {most}")
     return x
 
-# %% ../nbs/03b_mesh_files.ipynb #6e31a594
+# %% ../nbs/03b_mesh_files.ipynb #c5777a77
 GROWTH, SPARE = 20, 32_000_000    # numbers unpacked from a file may fill this many times its size, and this much more [bytes]
 
+# %% ../nbs/03b_mesh_files.ipynb #b5c17d00
 class _Gltf:
     "A glTF file: its JSON, its buffers, and how much memory it may still ask for."
     def __init__(self, path):
@@ -217,17 +226,18 @@ class _Gltf:
         if packed := [n for n in needs if n not in ('KHR_mesh_quantization', 'KHR_materials_unlit', 'KHR_texture_transform')] if isinstance(needs, list) else ['?']:
             raise InputError(f"needs {_brief(packed[0])}; expected plain glTF 2.0, saved without compression")
 
-    def entry(self, kind, i):
-        "Number i of the list `kind`, a JSON object."
-        found = self.doc.get(kind)
-        if not isinstance(found, list) or type(i) is not int or not 0 <= i < len(found) or not isinstance(found[i], dict):
-            raise InputError(f"{kind} number {_brief(i)} does not exist; expected 0 to {len(found)-1 if isinstance(found, list) else -1}")
-        return found[i]
+# %% ../nbs/03b_mesh_files.ipynb #67269bff
+def _entry(g, kind, i):
+    "Number i of the list `kind`, a JSON object."
+    found = g.doc.get(kind)
+    if isinstance(found, list) and type(i) is int and 0 <= i < len(found) and isinstance(found[i], dict): return found[i]
+    raise InputError(f"{kind} number {_brief(i)} does not exist; expected 0 to {len(found)-1 if isinstance(found, list) else -1}")
 
-    def claim(self, size):
-        "Ask for memory, before taking it."
-        self.left -= size
-        if self.left < 0: raise InputError(f"unpacks to more than {GROWTH} times its size; expected a head and its morph targets")
+# %% ../nbs/03b_mesh_files.ipynb #10b32dde
+def _claim(g, size):
+    "Ask for memory, before taking it."
+    g.left -= size
+    if g.left < 0: raise InputError(f"unpacks to more than {GROWTH} times its size; expected a head and its morph targets")
 
 # %% ../nbs/03b_mesh_files.ipynb #a56eef58
 def _uri_bytes(g, uri):
@@ -242,22 +252,23 @@ def _uri_bytes(g, uri):
     g.left += GROWTH*file.stat().st_size
     return file.read_bytes()
 
-# %% ../nbs/03b_mesh_files.ipynb #ddc18fb6
+# %% ../nbs/03b_mesh_files.ipynb #3d9c493e
 def _view(g, i):
     "Bytes of a buffer view, and its stride (0: packed)."
-    view = g.entry('bufferViews', i); k = _whole(view, 'buffer')
+    view = _entry(g, 'bufferViews', i); k = _whole(view, 'buffer')
     if k not in g.buffers:
-        b = g.entry('buffers', k)
+        b = _entry(g, 'buffers', k)
         if 'uri' not in b and g.blob is None: raise InputError(f"buffer {k} has no uri; expected one, or a .glb with bytes")
         g.buffers[k] = _uri_bytes(g, b['uri']) if 'uri' in b else g.blob
     at, n = _whole(view, 'byteOffset', 0), _whole(view, 'byteLength')
     if at+n > len(g.buffers[k]): raise InputError(f"bufferView {i} ends at byte {at+n}, its buffer has {len(g.buffers[k])}; expected a complete file")
     return memoryview(g.buffers[k])[at:at+n], _whole(view, 'byteStride', 0, 252)
 
-# %% ../nbs/03b_mesh_files.ipynb #c3551661
+# %% ../nbs/03b_mesh_files.ipynb #370bfe25
 _COMPONENTS = {5120: 'i1', 5121: 'u1', 5122: '<i2', 5123: '<u2', 5125: '<u4', 5126: '<f4'}
 _WIDTHS = dict(SCALAR=1, VEC2=2, VEC3=3, VEC4=4, MAT4=16)
 
+# %% ../nbs/03b_mesh_files.ipynb #a0cab868
 def _numbers(g, where, count, code, width):
     "(count, width) numbers of a view, copied."
     data, stride = _view(g, _whole(where, 'bufferView'))
@@ -266,17 +277,17 @@ def _numbers(g, where, count, code, width):
     if step < dtype.itemsize*width: raise InputError(f"byteStride {stride}; expected {dtype.itemsize*width} or more")
     end = at+(count-1)*step+dtype.itemsize*width if count else at
     if end > len(data): raise InputError(f"{count} elements need {end} bytes, their bufferView has {len(data)}; expected a complete file")
-    g.claim(count*width*max(dtype.itemsize, 4))
+    _claim(g, count*width*max(dtype.itemsize, 4))
     return np.ndarray((count, width), dtype, data, at, (step, dtype.itemsize)).copy()
 
-# %% ../nbs/03b_mesh_files.ipynb #35bab9e8
+# %% ../nbs/03b_mesh_files.ipynb #23fe3759
 def _accessor(g, i, *types):
     "The array that accessor i speaks of: (count, width), float32 where its numbers are fractions."
-    a = g.entry('accessors', i); count, code = _whole(a, 'count'), a.get('componentType')
+    a = _entry(g, 'accessors', i); count, code = _whole(a, 'count'), a.get('componentType')
     if a.get('type') not in types: raise InputError(f"accessor {i} is of type {_brief(a.get('type'))}; expected {' or '.join(types)}")
     width = _WIDTHS[a['type']]
     if 'bufferView' in a: out = _numbers(g, a, count, code, width)
-    else: g.claim(count*width*4); out = np.zeros((count, width), _COMPONENTS.get(code, 'f4'))
+    else: _claim(g, count*width*4); out = np.zeros((count, width), _COMPONENTS.get(code, 'f4'))
     if isinstance(s := a.get('sparse'), dict): _fill_sparse(g, s, out, code)
     if a.get('normalized') is True and out.dtype.kind in 'iu': out = (out/np.float32(np.iinfo(out.dtype).max)).clip(-1)
     return out
@@ -290,55 +301,64 @@ def _fill_sparse(g, s, out, code):
     if rows.dtype.kind != 'u' or (n and int(rows.max()) >= len(out)): raise InputError(f"a sparse index beyond the {len(out)} rows")
     out[rows] = _numbers(g, values, n, code, out.shape[1])
 
-# %% ../nbs/03b_mesh_files.ipynb #90c31b2b
+# %% ../nbs/03b_mesh_files.ipynb #75bb8adf
 def _node_matrix(node):
     "Where a node puts things: (4,4)."
     read = lambda key, default: np.array(node.get(key, default), np.float64)
     try:
         if 'matrix' in node: M = read('matrix', 0).reshape(4, 4).T
         else:
-            x, y, z, w = read('rotation', (0, 0, 0, 1))/max(np.linalg.norm(read('rotation', (0, 0, 0, 1))), 1e-12)
-            R = np.array([[1-2*(y*y+z*z), 2*(x*y-w*z), 2*(x*z+w*y)], [2*(x*y+w*z), 1-2*(x*x+z*z), 2*(y*z-w*x)], [2*(x*z-w*y), 2*(y*z+w*x), 1-2*(x*x+y*y)]])
+            R = quat_to_rotmat(torch.from_numpy(read('rotation', (0, 0, 0, 1)).reshape(4)[[3, 0, 1, 2]])).numpy()
             M = np.eye(4); M[:3, :3] = R*read('scale', (1, 1, 1)).reshape(3); M[:3, 3] = read('translation', (0, 0, 0)).reshape(3)
     except (ValueError, TypeError, OverflowError): raise InputError("a node whose matrix, rotation, scale or translation is not made of numbers") from None
     check_finite(**{'matrix of a node': M})
     return M
 
-# %% ../nbs/03b_mesh_files.ipynb #9c0fe00d
+# %% ../nbs/03b_mesh_files.ipynb #6c21bf04
+def _listed(d, key):
+    "A list of a JSON object; empty where there is none."
+    return d[key] if isinstance(d.get(key), list) else []
+
+def _roots(g):
+    "Nodes at the top of the scene; without a scene, those that are nobody's child."
+    if g.doc.get('scenes'): return _listed(_entry(g, 'scenes', g.doc.get('scene', 0)), 'nodes')
+    children = {c for n in _listed(g.doc, 'nodes') if isinstance(n, dict) for c in _listed(n, 'children') if type(c) is int}
+    return [i for i in range(len(_listed(g.doc, 'nodes'))) if i not in children]
+
+# %% ../nbs/03b_mesh_files.ipynb #11a486d5
 def _world(g):
     "Node number -> (4,4) for every node of the scene."
-    nodes = g.doc.get('nodes') or []; listed = lambda d, key: d.get(key) if isinstance(d.get(key), list) else []
-    if not isinstance(nodes, list): raise InputError("'nodes' is no list")
-    children = {c for n in nodes if isinstance(n, dict) for c in listed(n, 'children') if type(c) is int}
-    roots = listed(g.entry('scenes', g.doc.get('scene', 0)), 'nodes') if g.doc.get('scenes') else [i for i in range(len(nodes)) if i not in children]
-    world, todo = {}, [(i, np.eye(4)) for i in roots]
+    world, todo = {}, [(i, np.eye(4)) for i in _roots(g)]
     while todo:
-        i, M = todo.pop(); node = g.entry('nodes', i)
+        i, M = todo.pop(); node = _entry(g, 'nodes', i)
         if i in world: raise InputError(f"node {i} is found twice; expected nodes that form a tree")
         world[i] = M @ _node_matrix(node)
-        todo += [(c, world[i]) for c in listed(node, 'children')]
+        todo += [(c, world[i]) for c in _listed(node, 'children')]
     return world
 
-# %% ../nbs/03b_mesh_files.ipynb #7e699904
+# %% ../nbs/03b_mesh_files.ipynb #5ae64953
 def _placement(g, i, world):
     "(4,4) for the mesh of node i."
-    node = g.entry('nodes', i)
+    node = _entry(g, 'nodes', i)
     if 'skin' not in node: return world[i]
-    skin = g.entry('skins', node['skin']); joints = skin.get('joints')
+    skin = _entry(g, 'skins', node['skin']); joints = skin.get('joints')
     if not isinstance(joints, list) or not joints or type(joints[0]) is not int or joints[0] not in world: return world[i]
     if 'inverseBindMatrices' not in skin: return world[joints[0]]
     bind = _accessor(g, skin['inverseBindMatrices'], 'MAT4')
     check_finite(inverseBindMatrices=bind)
     return world[joints[0]] @ bind[0].astype(float).reshape(4, 4).T if len(bind) else world[joints[0]]
 
-# %% ../nbs/03b_mesh_files.ipynb #265a56da
-def _triangles(g, primitive, n):
-    "(F,3) corners of a primitive with n vertices: triangles, a strip or a fan."
-    mode = primitive.get('mode', 4)
+# %% ../nbs/03b_mesh_files.ipynb #75d8f0cb
+def _indices(g, primitive, n):
+    "The vertex numbers of a primitive with n vertices."
     if 'indices' in primitive: i = _accessor(g, primitive['indices'], 'SCALAR')[:, 0]
-    else: g.claim(8*n); i = np.arange(n, dtype=np.uint32)
+    else: _claim(g, 8*n); i = np.arange(n, dtype=np.uint32)
     if i.dtype.kind != 'u' or (len(i) and int(i.max()) >= n): raise InputError(f"an index beyond the {n} vertices of its mesh")
-    i = i.astype(np.int64)
+    return i.astype(np.int64)
+
+# %% ../nbs/03b_mesh_files.ipynb #aa9dbb12
+def _triangles(i, mode):
+    "(F,3) corners from vertex numbers: triangles, a strip or a fan."
     if mode == 4: return i[:len(i)//3*3].reshape(-1, 3)
     if mode == 6: return np.stack([np.full(max(len(i)-2, 0), i[0] if len(i) else 0), i[1:-1], i[2:]], 1)
     if mode != 5: return np.zeros((0, 3), np.int64)                        # points and lines have no surface
@@ -346,39 +366,35 @@ def _triangles(g, primitive, n):
     tri[1::2] = tri[1::2, [1, 0, 2]]
     return tri
 
-# %% ../nbs/03b_mesh_files.ipynb #1afb7e99
+# %% ../nbs/03b_mesh_files.ipynb #42d644e6
 def _wear(g, primitive):
     "Name, linear RGB and picture of a primitive's material, and which texture coordinates it uses."
     if 'material' not in primitive: return '', np.full(3, np.nan), None, 0
-    m = g.entry('materials', primitive['material']); pbr = m.get('pbrMetallicRoughness')
+    m = _entry(g, 'materials', primitive['material']); pbr = m.get('pbrMetallicRoughness')
     pbr = pbr if isinstance(pbr, dict) else {}
     t = pbr.get('baseColorTexture'); factor = _color(pbr.get('baseColorFactor', [1, 1, 1]), 'baseColorFactor')
     if not isinstance(t, dict): return _brief(m.get('name', '')), factor if 'baseColorFactor' in pbr else np.full(3, np.nan), None, 0
-    image = g.entry('images', _whole(g.entry('textures', t.get('index')), 'source'))
+    image = _entry(g, 'images', _whole(_entry(g, 'textures', t.get('index')), 'source'))
     data = bytes(_view(g, image['bufferView'])[0]) if 'bufferView' in image else _uri_bytes(g, image.get('uri'))
     return _brief(m.get('name', '')), factor, data, _whole(t, 'texCoord', 0, 99)
 
-# %% ../nbs/03b_mesh_files.ipynb #74136fc2
+# %% ../nbs/03b_mesh_files.ipynb #2608c6d9
 def _targets(g, mesh, primitive, n):
     "Morph target name -> (n,3) displacements of a primitive."
-    targets, extras = primitive.get('targets', []), mesh.get('extras')
-    names = extras.get('targetNames') if isinstance(extras, dict) else None
-    names = names if isinstance(names, list) else []
-    if not isinstance(targets, list): raise InputError("'targets' is no list")
-    out = {}
-    for k, t in enumerate(targets):
+    names, out = _listed(mesh['extras'], 'targetNames') if isinstance(mesh.get('extras'), dict) else [], {}
+    for k, t in enumerate(_listed(primitive, 'targets')):
         name = _brief(names[k]) if k < len(names) else f"{_brief(mesh.get('name', 'target'))}_{k}"
         if not isinstance(t, dict) or 'POSITION' not in t: continue
         out[name] = _accessor(g, t['POSITION'], 'VEC3').astype(np.float32)
         if len(out[name]) != n: raise InputError(f"morph target '{name}' has {len(out[name])} rows; expected {n}, as its mesh has vertices")
     return out
 
-# %% ../nbs/03b_mesh_files.ipynb #dde0b4ac
+# %% ../nbs/03b_mesh_files.ipynb #6021f95a
 def _piece(g, mesh, primitive, M):
     "One primitive, placed in the world."
     attributes = primitive.get('attributes')
     if not isinstance(attributes, dict) or 'POSITION' not in attributes: raise InputError("a primitive without POSITION; expected one")
-    p = _accessor(g, attributes['POSITION'], 'VEC3').astype(np.float64); tri = _triangles(g, primitive, len(p))
+    p = _accessor(g, attributes['POSITION'], 'VEC3').astype(np.float64); tri = _triangles(_indices(g, primitive, len(p)), primitive.get('mode', 4))
     if np.linalg.det(M[:3, :3]) < 0: tri = tri[:, ::-1]                      # a mirror turns triangles inside out
     name, base, picture, k = _wear(g, primitive)
     column = lambda key, *types: _accessor(g, attributes[key], *types).astype(np.float32) if key in attributes else None
@@ -389,28 +405,26 @@ def _piece(g, mesh, primitive, M):
     label = ' '.join(filter(None, (_brief(mesh.get('name', '')), name)))
     return p @ M[:3, :3].T+M[:3, 3], tri, uv, label, base, picture, None if rgb is None else rgb[:, :3], morphs
 
-# %% ../nbs/03b_mesh_files.ipynb #1617715f
+# %% ../nbs/03b_mesh_files.ipynb #54c130e4
 def _read_gltf(path):
     "A glTF file as a mesh: all primitives of all placed meshes, one after the other."
     g = _Gltf(path); world = _world(g)
-    placed = [(n['mesh'], _placement(g, i, world)) for i in sorted(world) if 'mesh' in (n := g.entry('nodes', i))]
-    if not world: placed = [(i, np.eye(4)) for i in range(len(g.doc.get('meshes') or []))]
+    placed = [(n['mesh'], _placement(g, i, world)) for i in sorted(world) if 'mesh' in (n := _entry(g, 'nodes', i))]
+    if not world: placed = [(i, np.eye(4)) for i in range(len(_listed(g.doc, 'meshes')))]
     pieces = []
     for i, M in placed:
-        mesh = g.entry('meshes', i)
-        if not isinstance(mesh.get('primitives'), list): raise InputError(f"mesh {i} has no primitives")
-        for k in range(len(mesh['primitives'])):
-            if not isinstance(mesh['primitives'][k], dict): raise InputError(f"mesh {i}: a primitive that is no object")
-            pieces.append(_piece(g, mesh, mesh['primitives'][k], M))
+        mesh = _entry(g, 'meshes', i)
+        if not all(isinstance(p, dict) for p in _listed(mesh, 'primitives')): raise InputError(f"mesh {i}: a primitive that is no object")
+        pieces += [_piece(g, mesh, p, M) for p in _listed(mesh, 'primitives')]
     return _joined(g, [p for p in pieces if len(p[1])])
 
-# %% ../nbs/03b_mesh_files.ipynb #cff6a9a0
+# %% ../nbs/03b_mesh_files.ipynb #309e6de3
 def _joined(g, pieces):
     "Pieces as one mesh; a morph that a piece lacks leaves it in place."
     if not pieces: raise InputError("no triangles; expected a mesh")
     v, tri, uv, names, base, pictures, rgb, morphs = zip(*pieces)
     start = np.cumsum([0, *map(len, v)]); keys = list(dict.fromkeys(n for m in morphs for n in m))
-    g.claim(12*int(start[-1])*(len(keys)+4))
+    _claim(g, 12*int(start[-1])*(len(keys)+4))
     full = {n: np.zeros((start[-1], 3), np.float32) for n in keys}
     for a, m in zip(start, morphs):
         for n, d in m.items(): full[n][a:a+len(d)] = d
@@ -461,18 +475,24 @@ def read_mesh(
         if not len(mesh.faces): raise InputError("every triangle has two corners at one place; expected a surface")
     return mesh
 
-# %% ../nbs/03b_mesh_files.ipynb #a8a20967
+# %% ../nbs/03b_mesh_files.ipynb #98237f61
+def _obj_polygons(mesh):
+    "Lines of texture coordinates and polygons, part by part."
+    uv, back = np.unique(mesh.uv.reshape(-1, 2), axis=0, return_inverse=True); back = back.reshape(-1, 3)
+    tail = [f"vt {u:.7g} {v:.7g}" for u, v in uv]
+    for k, name in enumerate(mesh.names):
+        tail.append(f"g {name}")
+        tail += ["f "+' '.join(f"{i+1}/{t+1}" for i, t in zip(f, b)) for f, b in zip(mesh.faces[mesh.parts == k], back[mesh.parts == k])]
+    return tail
+
+# %% ../nbs/03b_mesh_files.ipynb #0cf18271
 def write_obj(
     path: str|Path,      # .obj
     mesh: Mesh,          # what to write; of colours, those of the vertices
     morphs=None,         # a folder for one .obj file for each morph; None: the morphs are not written
 ):
     "Write a surface as an OBJ file, and its morphs as others."
-    uv, back = np.unique(mesh.uv.reshape(-1, 2), axis=0, return_inverse=True); back = back.reshape(-1, 3)
-    tail = [f"vt {u:.7g} {v:.7g}" for u, v in uv]
-    for k, name in enumerate(mesh.names):
-        tail.append(f"g {name}")
-        tail += ["f "+' '.join(f"{i+1}/{t+1}" for i, t in zip(f, b)) for f, b in zip(mesh.faces[mesh.parts == k], back[mesh.parts == k])]
+    tail = _obj_polygons(mesh)
     rgb = None if mesh.colors is None else mesh.colors**(1/2.2)
     plain = lambda name: re.sub(r'[^\w.-]', '_', name)+'.obj'
     files = {Path(path): 0} | ({} if morphs is None else {Path(morphs)/plain(n): d for n, d in mesh.morphs.items()})
@@ -480,39 +500,41 @@ def write_obj(
         rows = mesh.vertices+moved if rgb is None else np.hstack([mesh.vertices+moved, rgb])
         with atomic_write(file, 'w') as f: f.write('\n'.join(["v "+' '.join(f"{x:.7g}" for x in r) for r in rows]+tail)+'\n')
 
-# %% ../nbs/03b_mesh_files.ipynb #038126da
+# %% ../nbs/03b_mesh_files.ipynb #50232095
 class _Writer:
     "Bytes and accessors of a glTF while it is written."
     def __init__(self): self.blob, self.views, self.accessors = bytearray(), [], []
 
-    def view(self, a):
-        "Store an array; the number of its view."
-        self.blob += bytes(-len(self.blob) % 4); self.views.append(dict(buffer=0, byteOffset=len(self.blob), byteLength=a.nbytes)); self.blob += a.tobytes()
-        return len(self.views)-1
+def _store(w, a):
+    "Store the bytes of an array; the number of its view."
+    w.blob += bytes(-len(w.blob) % 4); w.views.append(dict(buffer=0, byteOffset=len(w.blob), byteLength=a.nbytes)); w.blob += a.tobytes()
+    return len(w.views)-1
 
-    def array(self, a, kind, code=5126):
-        "Store an array of rows as an accessor; its number."
-        bounds = dict(min=a.min(0).tolist(), max=a.max(0).tolist()) if kind == 'VEC3' else {}
-        self.accessors.append(dict(bufferView=self.view(a), componentType=code, count=len(a), type=kind, **bounds))
-        return len(self.accessors)-1
+# %% ../nbs/03b_mesh_files.ipynb #eaf1ef41
+def _store_rows(w, a, kind, code=5126):
+    "Store an array of rows as an accessor; its number."
+    bounds = dict(min=a.min(0).tolist(), max=a.max(0).tolist()) if kind == 'VEC3' else {}
+    w.accessors.append(dict(bufferView=_store(w, a), componentType=code, count=len(a), type=kind, **bounds))
+    return len(w.accessors)-1
 
-    def target(self, d):
-        "Store displacements; sparse where most rows are 0."
-        rows = np.flatnonzero(d.any(1)).astype('<u4'); a = dict(componentType=5126, count=len(d), type='VEC3', min=d.min(0).tolist(), max=d.max(0).tolist())
-        if len(rows) > len(d)//2: a['bufferView'] = self.view(d)
-        elif len(rows): a['sparse'] = dict(count=len(rows), indices=dict(bufferView=self.view(rows), componentType=5125), values=dict(bufferView=self.view(d[rows])))
-        self.accessors.append(a)
-        return len(self.accessors)-1
+# %% ../nbs/03b_mesh_files.ipynb #222da785
+def _store_target(w, d):
+    "Store displacements; sparse where most rows are 0."
+    rows = np.flatnonzero(d.any(1)).astype('<u4'); a = dict(componentType=5126, count=len(d), type='VEC3', min=d.min(0).tolist(), max=d.max(0).tolist())
+    if len(rows) > len(d)//2: a['bufferView'] = _store(w, d)
+    elif len(rows): a['sparse'] = dict(count=len(rows), indices=dict(bufferView=_store(w, rows), componentType=5125), values=dict(bufferView=_store(w, d[rows])))
+    w.accessors.append(a)
+    return len(w.accessors)-1
 
-# %% ../nbs/03b_mesh_files.ipynb #3609e9ea
+# %% ../nbs/03b_mesh_files.ipynb #0f06283d
 def _write_part(w, mesh, k):
     "The triangles of part k as a primitive with vertices of its own."
     rows = mesh.parts == k; corner = np.column_stack([mesh.faces[rows].reshape(-1, 1), mesh.uv[rows].reshape(-1, 2)])
     unique, index = np.unique(corner, axis=0, return_inverse=True); v = unique[:, 0].astype(int)
-    attributes = dict(POSITION=w.array(mesh.vertices[v].astype('<f4'), 'VEC3'), TEXCOORD_0=w.array((unique[:, 1:]*[1, -1]+[0, 1]).astype('<f4'), 'VEC2'))
-    if mesh.colors is not None: attributes['COLOR_0'] = w.array(mesh.colors[v].astype('<f4'), 'VEC3')
-    targets = [dict(POSITION=w.target(d[v].astype('<f4'))) for d in mesh.morphs.values()]
-    return dict(attributes=attributes, indices=w.array(index.ravel().astype('<u4'), 'SCALAR', 5125), material=k, **(dict(targets=targets) if targets else {}))
+    attributes = dict(POSITION=_store_rows(w, mesh.vertices[v].astype('<f4'), 'VEC3'), TEXCOORD_0=_store_rows(w, (unique[:, 1:]*[1, -1]+[0, 1]).astype('<f4'), 'VEC2'))
+    if mesh.colors is not None: attributes['COLOR_0'] = _store_rows(w, mesh.colors[v].astype('<f4'), 'VEC3')
+    targets = [dict(POSITION=_store_target(w, d[v].astype('<f4'))) for d in mesh.morphs.values()]
+    return dict(attributes=attributes, indices=_store_rows(w, index.ravel().astype('<u4'), 'SCALAR', 5125), material=k, **(dict(targets=targets) if targets else {}))
 
 # %% ../nbs/03b_mesh_files.ipynb #7e235022
 def write_glb(

@@ -21,7 +21,7 @@ from .gaussians import Gaussians, PLY_FORMATS, _ply_header, _text_columns, quat_
 from .head import Head, rotation_matrix
 from .mesh_files import about_file
 
-# %% ../nbs/06b_other_avatars.ipynb #85d468a9
+# %% ../nbs/06b_other_avatars.ipynb #18f25ef4
 _KNOWN = re.compile(r"numpy (ndarray|dtype)|numpy\._?core\.(multiarray|numeric) (_reconstruct|scalar|_frombuffer)|_codecs encode|collections OrderedDict"
                     r"|scipy\.sparse\.\w+ (csc|csr|coo)_(matrix|array)|chumpy\.\w+ \w+|copy_?reg _reconstructor|(__builtin__|builtins) (object|set)")
 
@@ -32,6 +32,7 @@ class _Thing:
     args: object = ()
     state: object = None
 
+# %% ../nbs/06b_other_avatars.ipynb #796a41ed
 def _name(module, name):
     "A name that the pickle wants to import, if it stands for an array or what belongs to one."
     full = f"{module} {name}"
@@ -40,7 +41,7 @@ def _name(module, name):
                          "Open it where you trust it and save its arrays with numpy.savez as .npz")
     return _Thing(full)
 
-# %% ../nbs/06b_other_avatars.ipynb #0026c0a2
+# %% ../nbs/06b_other_avatars.ipynb #79fed840
 MAX_STEPS = 200_000     # a real model has some hundred instructions; its numbers are the arguments of a few
 
 def _since_mark(stack, marks):
@@ -48,6 +49,7 @@ def _since_mark(stack, marks):
     at = marks.pop(); items = stack[at:]; del stack[at:]
     return items
 
+# %% ../nbs/06b_other_avatars.ipynb #74f4b75d
 def _fill(target, items):
     "Put keys and values into a dictionary; keys are plain, because hashing a deep one can take forever."
     if not isinstance(target, dict) or len(items) % 2: raise InputError("a dictionary that is none")
@@ -102,12 +104,13 @@ def _inert_pickle(data):
         raise InputError(f"damaged pickle ({type(e).__name__}: {str(e)[:60]})") from None
     raise InputError("a pickle that does not end")
 
-# %% ../nbs/06b_other_avatars.ipynb #b3a20801
+# %% ../nbs/06b_other_avatars.ipynb #eb45ffb7
 def _bytes(x):
     "Bytes, however this version of Python wrote them."
     if isinstance(x, _Thing) and x.name == '_codecs encode': x = x.args[0]
     return x.encode('latin1') if isinstance(x, str) else bytes(x) if isinstance(x, (bytes, bytearray)) else b''
 
+# %% ../nbs/06b_other_avatars.ipynb #bd534137
 def _dtype(x):
     "The number type that a noted `numpy.dtype` means."
     code = x.args[0] if isinstance(x, _Thing) and x.name == 'numpy dtype' else None
@@ -152,7 +155,7 @@ def _array(t, most=2**24, depth=0):
     if t.name.startswith('numpy'): return _ndarray(t)
     raise InputError(f"{t.name.replace(' ', '.')[:60]}: expected an array")
 
-# %% ../nbs/06b_other_avatars.ipynb #e9746ef8
+# %% ../nbs/06b_other_avatars.ipynb #95872b2a
 @dataclass(eq=False)
 class Flame:
     "The FLAME head model: shape, expression and five joints to vertices."
@@ -165,12 +168,16 @@ class Flame:
     weights: Float[Tensor, "V J"] = field(repr=False)        # of each joint on each vertex
     parents: tuple = (-1, 0, 1, 1, 1)                    # parent of each joint
 
-    def to(self,
-        *args,                                           # as for `Tensor.to`
-    ) -> 'Flame':
-        "The same model on another device or in another dtype."
-        move = lambda v: v if not torch.is_tensor(v) else v.to(*args) if v.is_floating_point() else v.to(*[a for a in args if not isinstance(a, torch.dtype)])
-        return Flame(**{k: move(v) for k, v in vars(self).items()})
+# %% ../nbs/06b_other_avatars.ipynb #f711392e
+def _flame_to(self: Flame,
+    *args,               # as for `Tensor.to`: a device, a dtype
+) -> Flame:
+    "The same model on another device or in another dtype."
+    devices = [a for a in args if not isinstance(a, torch.dtype)]
+    move = lambda v: v if not torch.is_tensor(v) else v.to(*args) if v.is_floating_point() else v.to(*devices) if devices else v
+    return Flame(**{k: move(v) for k, v in vars(self).items()})
+
+Flame.to = _flame_to
 
 # %% ../nbs/06b_other_avatars.ipynb #393c9298
 def _joints(R, J, parents):
@@ -186,7 +193,14 @@ def _components(x, dirs, what):
     if x.shape[-1] > dirs.shape[-1]: raise InputError(f"{what} has {x.shape[-1]} components; expected at most {dirs.shape[-1]}")
     return torch.einsum('vdk,...k->...vd', dirs[..., :x.shape[-1]], x)
 
-# %% ../nbs/06b_other_avatars.ipynb #bcc88f4f
+# %% ../nbs/06b_other_avatars.ipynb #ff775f89
+def _turns(batch, *turns):
+    "Rotation vectors (*B,5,3) of the joints from those given for some of the batch."
+    parts = [t.unflatten(-1, (-1, 3)) for t in turns]
+    batch = torch.broadcast_shapes(batch, *[p.shape[:-2] for p in parts])
+    return torch.cat([p.expand(*batch, -1, 3) for p in parts], -2)
+
+# %% ../nbs/06b_other_avatars.ipynb #bcbc55a8
 def _forward(self: Flame,
     shape=None,          # (*B,S) components; fewer than S: the rest is 0
     expression=None,     # (*B,E) components
@@ -201,12 +215,9 @@ def _forward(self: Flame,
     like = self.v_template; of = lambda x, n: torch.zeros(n).to(like) if x is None else torch.as_tensor(x).to(like)
     v = like+_components(of(shape, 0), self.shapedirs, 'shape')+_components(of(expression, 0), self.exprdirs, 'expression')
     if offset is not None: v = v+of(offset, 3)
-    turns = torch.broadcast_tensors(*[p.unflatten(-1, (-1, 3)) for p in (of(rotation, 3), of(neck, 3), of(jaw, 3))])
-    eyes = of(eyes, 6).unflatten(-1, (-1, 3)); batch = torch.broadcast_shapes(turns[0].shape[:-2], eyes.shape[:-2], v.shape[:-2])
-    pose = torch.cat([t.expand(*batch, -1, 3) for t in (*turns, eyes)], -2)[..., :len(self.parents), :]
-    R = rotation_matrix(pose); J = self.J_regressor @ v
+    R = rotation_matrix(_turns(v.shape[:-2], of(rotation, 3), of(neck, 3), of(jaw, 3), of(eyes, 6))[..., :len(self.parents), :]); J = self.J_regressor @ v
     bent = v+torch.einsum('vdp,...p->...vd', self.posedirs, (R[..., 1:, :, :]-torch.eye(3).to(like)).flatten(-3))
-    G = torch.einsum('vk,...kij->...vij', self.weights, _joints(R, J.expand(*batch, -1, 3), self.parents))
+    G = torch.einsum('vk,...kij->...vij', self.weights, _joints(R, J.expand(*R.shape[:-3], -1, 3), self.parents))
     return (G[..., :3] @ bent[..., None])[..., 0]+G[..., 3]+of(translation, 3)[..., None, :]
 
 Flame.__call__ = Flame.forward = _forward
@@ -230,7 +241,7 @@ def _npz(path, wanted):
     except Exception as e: raise InputError(f"not a readable .npz ({type(e).__name__}: {str(e)[:60]}); expected what numpy.savez writes") from None  # zip and npy raise anything
     return out
 
-# %% ../nbs/06b_other_avatars.ipynb #d101158b
+# %% ../nbs/06b_other_avatars.ipynb #a0fae1a4
 _FLAME_KEYS = dict(v_template='v_template', shapedirs='shapedirs', posedirs='posedirs', J_regressor='J_regressor', weights='weights', lbs_weights='weights',
                    f='faces', faces='faces', kintree_table='parents', parents='parents', n_shape='n_shape')   # as pickles, or as GaussianAvatars' buffers
 
@@ -248,12 +259,13 @@ def _flame_arrays(path):
     if missing := [k for k in _FLAME_KEYS.values() if k not in out and k != 'n_shape']: raise InputError(f"no {missing[0]}; expected a FLAME model with {', '.join(dict.fromkeys(_FLAME_KEYS.values()))}")
     return out
 
+# %% ../nbs/06b_other_avatars.ipynb #2215e334
 def _flame_array(key, thing):
     "One array of the model, with errors that name it."
     try: return _array(thing)
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as e: raise InputError(f"{key}: {str(e)[:200]}") from None
 
-# %% ../nbs/06b_other_avatars.ipynb #5889a1cc
+# %% ../nbs/06b_other_avatars.ipynb #f9628caa
 def _check_flame(a):
     "Raise unless the arrays of a FLAME file fit together."
     V, K, P = len(a['v_template']), len(a['parents']), 9*(len(a['parents'])-1)
@@ -263,10 +275,15 @@ def _check_flame(a):
         if a[name].ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, a[name].shape)):
             raise InputError(f"{name} has shape {a[name].shape}; expected {str(shape).replace('None', 'n')}")
     check_finite(**{k: v for k, v in a.items() if k != 'n_shape'})
+
+# %% ../nbs/06b_other_avatars.ipynb #67094c04
+def _check_flame_numbers(a):
+    "Raise unless faces and joints count what is there."
+    V = len(a['v_template'])
     if len(a['faces']) == 0 or a['faces'].min() < 0 or a['faces'].max() >= V: raise InputError(f"faces count outside the {V} vertices")
     if any(not 0 <= p < k for k, p in enumerate(a['parents'].tolist()) if k): raise InputError(f"parents {a['parents'].tolist()}; expected each joint after its parent")
 
-# %% ../nbs/06b_other_avatars.ipynb #eebecdb6
+# %% ../nbs/06b_other_avatars.ipynb #93d42a76
 def load_flame(
     path: str|Path,          # flame2023.pkl, generic_model.pkl, or an .npz with the same arrays
     n_shape: int|None=None,  # how many directions are shape, the rest being expression; None: 300, or what the .npz says
@@ -276,7 +293,7 @@ def load_flame(
     with about_file(path, 'a FLAME model (.pkl or .npz)'):
         a = _flame_arrays(path)
         a['parents'] = np.atleast_2d(a['parents'])[0].astype(np.int64); a['parents'][:1] = -1
-        _check_flame(a); S = a['shapedirs'].shape[2]; n = int(a['n_shape']) if n_shape is None and 'n_shape' in a else 300 if n_shape is None else n_shape
+        _check_flame(a); _check_flame_numbers(a); S = a['shapedirs'].shape[2]; n = int(a['n_shape']) if n_shape is None and 'n_shape' in a else 300 if n_shape is None else n_shape
         if not 0 < n <= S: raise InputError(f"n_shape={n} of {S} directions; give n_shape, the number of those that are shape")
         t = lambda x: torch.from_numpy(np.array(x, np.float32, order='C'))
         return Flame(t(a['v_template']), torch.from_numpy(a['faces'].astype(np.int64)), t(a['shapedirs'][:, :, :n]), t(a['shapedirs'][:, :, n:]), t(a['posedirs']),
@@ -373,7 +390,7 @@ def _on_model(local, ids, F, missing):
         raise InputError(f"bound to triangle {int(ids.max())}, the FLAME model has {F}: the original adds teeth. Give the completed model, or missing='drop'")
     return local[torch.from_numpy(there)], torch.from_numpy(ids[there])
 
-# %% ../nbs/06b_other_avatars.ipynb #d4a604e6
+# %% ../nbs/06b_other_avatars.ipynb #b667b504
 def _avatar_vertices(self: GaussianAvatar,
     t: int,                      # frame of the film
     **changes,                   # other parameters for this frame, such as jaw_pose=(3,)
@@ -384,6 +401,7 @@ def _avatar_vertices(self: GaussianAvatar,
     p = {k: v if k in ('shape', 'static_offset') else v[t] for k, v in self.params.items()} | changes
     return self.flame(p['shape'], p['expr'], p['rotation'], p['neck_pose'], p['jaw_pose'], p['eyes_pose'], p['translation'], p['static_offset'])
 
+# %% ../nbs/06b_other_avatars.ipynb #5c8813c5
 def _frame(self: GaussianAvatar,
     t: int,                      # frame of the film
     **changes,                   # other parameters for this frame
