@@ -66,7 +66,7 @@ class Style:
     fringe: float = 0.           # share of the front's hair that falls over the forehead
     fuzz: bool = False           # too tightly curled to follow: short pieces, most of them near the surface
 
-# %% ../nbs/05c_hair.ipynb #c10ba5fc
+# %% ../nbs/05c_hair.ipynb #70379868
 HAIR_STYLES = dict(
     bald=Style(0.),
     buzz=Style(.006, .8, lift=.75, gravity=.02, body=.003, clump=0.),
@@ -78,8 +78,8 @@ HAIR_STYLES = dict(
     afro=Style(.045, .7, whorl=.1, lift=1., gravity=0., body=.04, curl=.004, turn=.018, clump=.1, cover=3., fuzz=True),
     bob=Style(.30, 1., end=-.072, part=.9, lift=.35, gravity=.3, body=.016, clump=.4, cover=1.7),
     fringe=Style(.30, 1., end=-.095, part=.75, lift=.35, gravity=.3, body=.016, clump=.35, cover=1.8, fringe=1.),
-    long=Style(.42, 1., end=-.205, part=.9, lift=.35, gravity=.3, body=.018, clump=.3, cover=4.2),
-    wavy=Style(.40, 1., end=-.19, part=.9, lift=.45, gravity=.28, body=.022, curl=.006, turn=.07, clump=.6, cover=2.6),
+    long=Style(.50, 1., end=-.205, part=.9, lift=.35, gravity=.3, body=.018, clump=.3, cover=4.2),
+    wavy=Style(.47, 1., end=-.19, part=.9, lift=.45, gravity=.28, body=.022, curl=.006, turn=.07, clump=.6, cover=2.6),
     bun=Style(.2, 1., tie=(0., 1., -.75), knot='bun', whorl=0., lift=.1, gravity=0., body=.005, clump=.3, cover=1.2),
     ponytail=Style(.2, 1., tie=(0., .25, -1.), knot='tail', whorl=0., lift=.1, gravity=0., body=.006, clump=.3, cover=1.4))
 
@@ -162,7 +162,7 @@ def _beard_zone(sort, p, masks):
     nude = 1-soft_step(.012-abs(y+.082), 0, .004)*soft_step(x, .006, .010)*(1-soft_step(x, .016, .022))    # beside the tuft below the lip
     return np.maximum(part[sort]*nude, lip*(sort != 'chin strap'))*off_lips*(masks['mouth'] < .3)
 
-# %% ../nbs/05c_hair.ipynb #9790bbe9
+# %% ../nbs/05c_hair.ipynb #8abae2db
 class Shell:
     "The head's outline as a radius for every direction from an axis: a sphere above, a cylinder below."
     def __init__(self,
@@ -176,8 +176,7 @@ class Shell:
         row, col, r, _ = self._place(p); self.shape = (int(row.max())+2, 192)
         table = np.zeros(self.shape); np.maximum.at(table, (row.astype(int), (col*192).astype(int) % 192), r)
         for _ in range(12): table = np.where(table > 0, table, maximum_filter(table, 3, mode=('nearest', 'wrap')))
-        table = np.maximum(table, gaussian_filter1d(gaussian_filter1d(maximum_filter(table, 3, mode=('nearest', 'wrap')), 1., axis=1, mode='wrap'), 1., axis=0, mode='nearest'))
-        self.table = table
+        smooth = gaussian_filter1d(gaussian_filter1d(table, 1., axis=1, mode='wrap'), 1., axis=0, mode='nearest'); self.table = np.maximum(table, smooth)
 
     def _place(self, p):
         "Row (in cells), column (share of a turn), distance and outward direction of points."
@@ -190,7 +189,7 @@ class Shell:
         p: Float[np.ndarray, "*n 3"],      # points [m]
     ) -> tuple[np.ndarray, np.ndarray]:    # (*n) height above the outline [m]; (*n,3) outward direction
         "How far outside the outline points are, and which way is out."
-        row, col, r, out = self._place(p); row = np.clip(row, 0, self.shape[0]-1.001); i, s = row.astype(int), row % 1
+        row, col, r, out = self._place(p); row = np.clip(row-.5, 0, self.shape[0]-1.001); i, s = row.astype(int), row % 1
         c = col*192-.5; j, t = np.floor(c).astype(int), c % 1; T = lambda di, dj: self.table[i+di, (j+dj) % 192]
         return r-((1-s)*((1-t)*T(0, 0)+t*T(0, 1))+s*((1-t)*T(1, 0)+t*T(1, 1))), out
 
@@ -216,13 +215,13 @@ def _keep_face_free(x, centre, side, free):
     over, _ = _face(x, centre, side, free); a = side*np.minimum(over, .25); q = x-centre; cos, sin = np.cos(a), np.sin(a)
     return centre+np.stack([cos*q[:, 0]+sin*q[:, 2], q[:, 1], cos*q[:, 2]-sin*q[:, 0]], 1)
 
-# %% ../nbs/05c_hair.ipynb #05d1cfde
+# %% ../nbs/05c_hair.ipynb #475fe0eb
 def _scalp_curves(style, roots, shell, length, tie, part, steps):
     "Grow strands over the head: points (S,K,3). Each step turns towards comb, gravity and its layer, then stays outside."
     side = np.where(roots.template[:, 0]+.004*(roots.u[:, 1]-.5) > part, 1., -1.); c, h, long = shell.centre, (length/steps)[:, None], length.max() > .12 and tie is None
     layer = style.body*(.15+.85*roots.u[:, 2])*(np.clip(length/style.length, .3, 1) if tie is None else 1)     # each strand has its place in the layer
     free = 1-(roots.u[:, 3] < .97*style.fringe*soft_step(roots.template[:, 1]+.6*roots.template[:, 2], .088, .10)*(abs(roots.template[:, 0]) < .05))
-    x = roots.points; d = _unit((1-style.lift)*_comb(style, x, roots.normals, c, tie, side, free)+style.lift*roots.normals); curve = [x]
+    x = roots.points; sunk = np.minimum(shell.height(x)[0], 0); d = _unit((1-style.lift)*_comb(style, x, roots.normals, c, tie, side, free)+style.lift*roots.normals); curve = [x]
     for k in range(steps):
         above, out = shell.height(x); pull = .25*(1-style.lift)+.1 if tie is None else 2.
         settle = np.clip((layer-above)/.012, -1, .3)*min(1., 14/steps)*np.where(long & (x[:, 1] < c[1]-.03), .08, 1.)
@@ -230,7 +229,7 @@ def _scalp_curves(style, roots, shell, length, tie, part, steps):
         if long: over, way = _face(x, c, side, free); d = d+1.2*np.minimum(over, 1)[:, None]*way
         d = _unit(d-np.minimum((d*out).sum(1), 0)[:, None]*out*soft_step(layer-above, -.006, .0)[:, None]); x = x+h*d
         if long: x = _keep_face_free(x, c, side, free)
-        above, out = shell.height(x); rise = np.minimum(layer, .0008+.35*length*(k+1)/steps)
+        above, out = shell.height(x); rise = np.minimum(layer, .0008+(.06+.28*style.lift)*length*(k+1)/steps)+sunk*np.maximum(1-length*(k+1)/steps/.02, 0)
         x = x+(np.maximum(rise-above, 0)-(.25 if tie is None else .8)*np.maximum(above-layer, 0)*(not long or x[:, 1] > c[1]-.03))[:, None]*out
         curve.append(x)
     return np.stack(curve, 1), free, side
@@ -359,16 +358,16 @@ def _on_shell(shell, direction, above):
     "The point in a direction from the skull's centre that lies so far above the shell."
     d = direction/np.linalg.norm(direction); h, _ = shell.height(shell.centre+.3*d); return shell.centre+(.3-h+above)*d
 
-# %% ../nbs/05c_hair.ipynb #735bdde1
+# %% ../nbs/05c_hair.ipynb #a1be6ad5
 def _dress(c, under, area, n):
     "Give scalp curves their widths and darkness; returns how many Gaussians each gets, n in all."
-    u = c.roots.u; c.color *= (.62+.43*u[:, 2:3])*np.where(under, .85, 1.)[:, None]
+    u = c.roots.u; c.color *= (.78+.42*u[:, 2:3])*np.where(under, .9, 1.)[:, None]
     length = c.lengths(); share = length*np.where(under, .5, 1.); m = np.maximum(2, np.round(share*n/share.sum())).astype(int)
     seen = np.minimum(length, .28*m*c.turn) if c.curl else length                      # pieces of tight curls are short
-    width = np.clip(1.5*area/(2.2*(seen*np.where(under, 3., 1.)).sum()), 4e-5, .0022)*np.where(under, 3., .75+.5*u[:, 3])
+    width = np.clip(1.9*area/(2.2*(seen*np.where(under, 3., 1.)).sum()), 4e-5, .0022)*np.where(under, 3., .75+.5*u[:, 3])
     c.width = np.minimum(width, .2*seen/m+.0002); return m
 
-# %% ../nbs/05c_hair.ipynb #f8a7b029
+# %% ../nbs/05c_hair.ipynb #cb10d111
 def _plan(style, n):
     "Mean length of hair [m], steps of growth, and Gaussians a strand, when there are n in all."
     mean = style.length*(.55+.45*style.sides); steps = 28 if style.tie else int(np.clip(mean/.012, 5 if mean < .01 else 12, 30))
@@ -388,7 +387,7 @@ def _scalp(a, style, head, rest, normals, shell, n, seed):
     if style.curl and not style.fuzz: roots.u[:, 1:4:2] = roots.u[leader, 1:4:2]; phase = phase[leader]+.12*phase      # a lock curls as one
     points = _respaced(points, _cut(style, points, roots, g, tie, free), 0 if style.curl else 1.)
     c = Curves(roots, points, shell.height(points)[1], _colors(a, len(roots), g), np.ones(len(roots)), curl=style.curl, turn=style.turn, phase=phase,
-               root_shade=.7 if tie is None else .92, fuzz=style.fuzz, gloss=.04 if style.fuzz else .1)
+               root_shade=.78 if tie is None else .95, fuzz=style.fuzz, gloss=.04 if style.fuzz else .1)
     return [(c, _dress(c, under, style.cover*_zone_area(head, rest, zone), n))]
 
 # %% ../nbs/05c_hair.ipynb #bf90d0b4
@@ -398,12 +397,12 @@ def _knot_roots(rest, head, normals, tie, count, g):
     near = np.argsort(np.where(scalp, np.linalg.norm(centre-tie, axis=1), 9.))[:6]; ids = g.choice(near[:3], count)
     return Roots(ids, head.vertices[f[ids]].mean(1), np.broadcast_to(tie, (count, 3)).copy(), _unit(normals[f[ids]].mean(1)), g.random((count, 4)))
 
-# %% ../nbs/05c_hair.ipynb #a3027263
+# %% ../nbs/05c_hair.ipynb #5b06fee3
 def _bun(roots, out, g, K=20):
     "Points and outward directions of strands wound about a ball that sits on the head."
     S = len(roots); centre = roots.points+.020*out; up = _unit(np.cross(out, [1., 0, .2])); across = np.cross(out, up)
     tilt, phase, r = 1.3*(g.random(S)-.5), 2*np.pi*g.random(S), .012+.019*roots.u[:, 2]**.4
-    angle = phase[:, None]+np.linspace(0, 4.2, K); lat = tilt[:, None]+.85*np.sin(angle*.5)
+    angle = phase[:, None]+np.linspace(0, 4.2, K); lat = tilt[:, None]+.85*np.sin(angle*.5+2*np.pi*roots.u[:, :1])
     n = np.cos(lat)[..., None]*(np.cos(angle)[..., None]*up+np.sin(angle)[..., None]*across)+1.15*np.sin(lat)[..., None]*out
     return centre[:, None]+r[:, None, None]*n, _unit(n)
 
@@ -475,8 +474,8 @@ def _lash_roots(head, rest, side, lid, count, g):
     eye = rest[np.unique(head.faces[head.regions == REGIONS.index('eye')])]; eye = eye[eye[:, 0]*side > 0].mean(0)
     return Roots(ids, p, x, _unit(x-eye), g.random((count, 4))), t
 
-# %% ../nbs/05c_hair.ipynb #9e055dc5
-_LASHES = dict(upper=(.36, .0080, 1., .85, 130), lower=(.14, .0036, -1., .5, 70))   # share of the pieces, length [m], up or down, darkness, at most
+# %% ../nbs/05c_hair.ipynb #a90e6017
+_LASHES = dict(upper=(.36, .0080, 1., 1.5, 130), lower=(.14, .0036, -1., .7, 70))   # share of the pieces, length [m], up or down, darkness, at most
 
 def _lid_lashes(a, head, rest, lid, side, n, pieces, g):
     "Curves of one lid's lashes: parabolas that leave the rim outwards and bend up or down."
@@ -485,7 +484,7 @@ def _lid_lashes(a, head, rest, lid, side, n, pieces, g):
     length = long*(.55+.45*np.sin(np.pi*np.clip(.18+.66*t, 0, 1)))*(.75+.4*g.random(len(t))); k = (np.arange(9)/8)[:, None]
     points = roots.points[:, None]+length[:, None, None]*(.9*k*d[:, None]+.52*k**2*bend[:, None]); w = one*np.clip(.0034/len(t)*(1 if up > 0 else .6), 5e-5, 1.6e-4)
     color = np.minimum(np.array(a.hair)*.5, .03)*one[:, None]; out = np.repeat(roots.normals[:, None], 9, 1)
-    return Curves(roots, points, out, color, w, 1., 1., 1.1*dark*_pale(w, n/.07), fade=.7, gloss=.02, kind='lash'), np.full(len(t), pieces)
+    return Curves(roots, points, out, color, w, 1., 1., np.minimum(dark*_pale(w, n/.07), .95), fade=.7, gloss=.02, kind='lash'), np.full(len(t), pieces)
 
 # %% ../nbs/05c_hair.ipynb #8472b6fa
 def _lashes(a, head, rest, n, seed):
