@@ -168,7 +168,7 @@ def on_heads(scenes, people, counts, modes):
     camera, rows = frontal_camera(), []
     for seed in people:
         for n in counts:
-            avatar = Avatar.create(identity=seed, appearance=seed, n=n)
+            avatar = Avatar.create(identity=seed, appearance=seed, n=n, hair=False)      # the mesh, its judge, has none
             for name, (before, after, turn) in scenes.items():
                 pose = torch.cat([torch.tensor(turn).deg2rad(), torch.zeros(3)])
                 exact = mesh_flow(avatar.vertices(before), avatar.vertices(after, pose), avatar.faces, camera)
@@ -180,7 +180,7 @@ def on_heads(scenes, people, counts, modes):
 
 def on_occlusion(quick):
     "Which pixels cannot be followed: the mesh against independent rays, splats against the mesh."
-    avatar, rows = Avatar.create(identity=3, appearance=3, n=50_000), []
+    avatar, rows = Avatar.create(identity=3, appearance=3, n=50_000, hair=False), []
     small, camera = frontal_camera(28, 40) if quick else frontal_camera(41, 60), frontal_camera()
     for degrees in (15,) if quick else (5, 15, 30):
         pose = torch.cat([torch.tensor((0., degrees, 0.)).deg2rad(), torch.zeros(3)])

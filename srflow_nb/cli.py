@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'Seed', 'Json', 'Size', 'main', 'parse_size', 'report', 'split_names', 'speck', 'compile_everything', 'info',
-           'render_face', 'make_data', 'verify', 'train', 'evaluate', 'flow', 'microexpr', 'demo']
+           'render_face', 'make_data', 'verify', 'export', 'train', 'evaluate', 'flow', 'microexpr', 'demo']
 
 # %% ../nbs/24_cli.ipynb #d022ea33
 import json, os, sys, time
@@ -104,7 +104,7 @@ def info(
         result['warm_up_seconds'] = time.perf_counter() - start
     report(result, json_file)
 
-# %% ../nbs/24_cli.ipynb #ff840fc9
+# %% ../nbs/24_cli.ipynb #20fb4e0a
 @app.command(name='render')
 def render_face(
     out: Annotated[Path, typer.Option(help='Picture to write (.png, .jpg, .webp).')],
@@ -112,30 +112,30 @@ def render_face(
     expression: Annotated[str, typer.Option(help='Expression units, e.g. "jawOpen=.4,mouthSmileLeft=.6".')] = '',
     turn: Annotated[float, typer.Option(help='Turn of the head to its left [degrees].')] = 0.,
     size: Size = '550x802',
-    gaussians: Annotated[int, typer.Option(help='Gaussians of the avatar.', min=100, max=200_000)] = 50_000,
+    gaussians: Annotated[int, typer.Option(help='Gaussians of the avatar.', min=100, max=1_000_000)] = 50_000,
     seed: Seed = 0,
     json_file: Json = None,
 ):
     "Render a face: a person, an expression, a picture."
     import numpy as np
     import torch
-    from srflow_nb.appearance import sample_light
     from srflow_nb.avatar import Avatar
     from srflow_nb.camera import frontal_camera
     from srflow_nb.flowio import write_image
     from srflow_nb.head import parse_expression
+    from srflow_nb.light import sample_light
     from srflow_nb.splat import render
     width, height = parse_size(size)
     units = parse_expression(expression)
-    avatar = Avatar.create(identity=identity, appearance=identity, n=gaussians, seed=seed)
-    g = avatar.pose(units, np.array([0, np.radians(turn), 0, 0, 0, 0], np.float32), sample_light(seed))
+    avatar, camera = Avatar.person(identity, n=gaussians), frontal_camera(width, height)
+    g = avatar.pose(units, np.array([0, np.radians(turn), 0, 0, 0, 0], np.float32), sample_light(seed), eye=camera.position)
     start = time.perf_counter()
-    rgb, alpha = render(g, frontal_camera(width, height), background=torch.full((3,), .8))
+    rgb, alpha = render(g, camera, background=torch.full((3,), .8))
     write_image(out, rgb)
     report(dict(written=str(out), gaussians=len(g), width=width, height=height, seconds=time.perf_counter() - start,
                 covered=float((alpha > .5).float().mean())), json_file)
 
-# %% ../nbs/24_cli.ipynb #fff65d3c
+# %% ../nbs/24_cli.ipynb #3046f529
 @app.command()
 def make_data(
     out: Annotated[Path, typer.Option(help='Folder to write to.')],
@@ -145,28 +145,54 @@ def make_data(
     workers: Annotated[Optional[int], typer.Option(help='Processes; does not change a byte. Default: one a core.', min=1)] = None,
     resume: Annotated[bool, typer.Option('--resume', help='Complete a folder that was begun.')] = False,
     gaussians: Annotated[int, typer.Option(help='Gaussians an avatar.')] = 20_000,
+    kinds: Annotated[str, typer.Option(help='What to write, of clean,final,flow,flow_backward,flow_head,occlusions,masks,depth.')] = 'all',
+    flow_format: Annotated[str, typer.Option(help='flo (any reader) or flo5 (compressed).')] = 'flo',
+    pairs_per_sequence: Annotated[int, typer.Option(help='Consecutive pairs that one person gives.', min=1)] = 8,
+    test_every: Annotated[int, typer.Option(help='Every n-th person is held out for the test split.', min=2)] = 5,
+    fps: Annotated[float, typer.Option(help='Frames a second of the performances.', min=1)] = 25.,
     json_file: Json = None,
 ):
     "Render a data set of facial flow in the Sintel layout."
     from srflow_nb.dataset import make_dataset
     width, height = parse_size(size)
+    more = {} if kinds == 'all' else dict(kinds=tuple(split_names(kinds)))
     start = time.perf_counter()
-    manifest = make_dataset(out, pairs, width, height, seed, workers or os.cpu_count(), resume, gaussians)
+    manifest = make_dataset(out, pairs, width, height, seed, workers or os.cpu_count(), resume, gaussians, flow_format=flow_format,
+                            pairs_per_sequence=pairs_per_sequence, test_every=test_every, fps=fps, **more)
     seconds = time.perf_counter() - start
     report(dict(written=str(manifest), pairs=pairs, seconds=seconds, pairs_per_second=pairs/seconds), json_file)
 
-# %% ../nbs/24_cli.ipynb #74857c15
+# %% ../nbs/24_cli.ipynb #db85b118
 @app.command()
 def verify(
     data: Annotated[Path, typer.Argument(help='Folder of a data set.')],
     json_file: Json = None,
 ):
     "Check every file of a data set against its SHA-256; exit code 1 names what differs."
-    from srflow_nb.dataset import read_manifest, verify_dataset
+    from srflow_nb.layout import read_manifest, verify_dataset
     problems = verify_dataset(data, progress=True)
     for line in problems: print(line)
     report(dict(files=len(read_manifest(data)['files']), problems=len(problems), named=problems), json_file)
     if problems: raise typer.Exit(1)
+
+# %% ../nbs/24_cli.ipynb #1ede8cd5
+@app.command()
+def export(
+    data: Annotated[Path, typer.Argument(help='Folder of a data set.')],
+    out: Annotated[Path, typer.Option(help='Folder to write to.')],
+    hub: Annotated[Optional[str], typer.Option(help='USER/NAME: build the folder of this Hugging Face dataset repository.')] = None,
+    upload: Annotated[bool, typer.Option('--upload', help='With --hub: also send it (needs a network and a token).')] = False,
+    megabytes: Annotated[float, typer.Option(help='Size of a shard, about.')] = 256,
+    json_file: Json = None,
+):
+    "Pack a data set into WebDataset shards, for training over a network or for the Hugging Face Hub."
+    from srflow_nb.core import InputError
+    from srflow_nb.export import export_shards, to_hub
+    if upload and not hub: raise InputError("--upload: needs --hub USER/NAME to know where to")
+    if hub: to_hub(data, hub, out, upload=upload, megabytes=megabytes)
+    else: export_shards(data, out, megabytes=megabytes)
+    shards = [p for p in out.rglob('*.tar')]
+    report(dict(written=str(out), shards=len(shards), megabytes=sum(p.stat().st_size for p in shards)/1e6, uploaded=upload), json_file)
 
 # %% ../nbs/24_cli.ipynb #34bcc166
 @app.command()

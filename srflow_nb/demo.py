@@ -97,12 +97,12 @@ def people_html(
     film = scrubber([at(t) for t in np.linspace(0, 1, 17)], title='rest, smile, turn')
     return str(show_images([contact_sheet(faces, count//2)], width=800)) + film._repr_html_()
 
-# %% ../nbs/23_demo.ipynb #9aefb65e
+# %% ../nbs/23_demo.ipynb #4c409886
 def truth_html(
     seed: int,                 # of the person
 ) -> dict:                     # html, and the mean error of both definitions inside the face [px]
     "True flow by both definitions, with their error against the surface."
-    person = Avatar.create(identity=seed, appearance=seed, n=20_000, seed=seed)
+    person = Avatar.create(identity=seed, appearance=seed, n=20_000, seed=seed, hair=False)      # the mesh has none
     camera, smile = frontal_camera(400, 400, fill=.9), dict(mouthSmileLeft=.4, mouthSmileRight=.4, jawOpen=.1)
     states = [({}, np.zeros(6, np.float32)), (smile, np.radians([0, 3, 0, 0, 0, 0]).astype(np.float32))]
     g0, g1 = (person.pose(e, h) for e, h in states)
@@ -187,7 +187,7 @@ def microexpr(
     models = {'dis': get_estimator('dis'), 'srflownet-srflow': get_estimator(str(out/'runs'/'srflow'))}
     return dict(clips=len(clips), subjects=len({c.subject for c in clips}), estimators=recognise(clips, models, progress=True))
 
-# %% ../nbs/23_demo.ipynb #0f12bc1c
+# %% ../nbs/23_demo.ipynb #d27bb35e
 def run_stages(
     out: Path,                 # folder of the job
     name: str,                 # preset
@@ -200,7 +200,7 @@ def run_stages(
     people = s.run('people', 'render eight people', lambda: people_html(seed))
     truth = s.run('truth', 'true flow of splats against the surface', lambda: truth_html(seed))
     s.run('data', f'render {preset.pairs} pairs', lambda: str(make_dataset(out/'data', preset.pairs, preset.size, preset.size, seed,
-          os.cpu_count(), True, preset.gaussians)))
+          os.cpu_count(), True, preset.gaussians, kinds=('final', 'flow', 'occlusions', 'masks'), pairs_per_sequence=4)))
     jobs = [joblib.delayed(train_twin)(run, out, preset, seed) for run in RUNS]
     curves = s.run('train', f'train twice, {preset.steps} steps each', lambda: dict(zip(RUNS, joblib.Parallel(n_jobs=min(2, os.cpu_count()))(jobs))))
     models, test = flow_models(out), FlowDataset(out/'data', 'test')

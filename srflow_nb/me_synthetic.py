@@ -8,7 +8,7 @@ __all__ = ['DOMAINS', 'AUS_BY_CLASS', 'EMOTION_WORDS', 'CASME2_HEADER', 'SAMM_HE
            'perform', 'crop_camera', 'expose', 'kept_frames', 'render_clip', 'make_person', 'clip_folder', 'frame_name',
            'write_clip', 'write_sheet', 'write_sheets', 'composite_hash', 'synthetic_composite']
 
-# %% ../nbs/19_me_synthetic.ipynb #43c818ca
+# %% ../nbs/19_me_synthetic.ipynb #bca80948
 import hashlib, io, json, os, re, shutil, zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from .avatar import Avatar
 from .camera import Camera
-from .appearance import sample_light
+from .light import sample_light
 from .core import InputError, atomic_write, rng
 from .dataset import single_thread
 from .head import REGIONS, Head

@@ -137,8 +137,8 @@ def reached(m):
     return direct.union(*(reached(n) for n in direct)) if direct else direct
 
 
-PEOPLE = {'head', 'appearance', 'avatar', 'motion'}
-RENDERER = PEOPLE | {'splat', 'flow', 'gaussians', 'dataset'}
+PEOPLE = {'head', 'head_files', 'light', 'eyes', 'appearance', 'hair', 'photo_skin', 'avatar', 'other_avatars', 'motion'}
+RENDERER = PEOPLE | {'splat', 'flow', 'gaussians', 'scene', 'dataset'}
 
 
 @pytest.mark.parametrize('module,never', [
