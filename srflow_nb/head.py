@@ -218,12 +218,12 @@ def _range(stem: str):
     words = _RANGES.replace('|', '').split(); table = dict(zip(words[::2], map(float, words[1::2])))
     return table[max((w for w in table if stem.startswith(w)), key=len, default='*')]
 
-# %% ../nbs/04_head.ipynb #55af53eb
+# %% ../nbs/04_head.ipynb #8a14e220
 _OUTLINES = ('diamond', 'invertedtriangular', 'oval', 'rectangular', 'round', 'square', 'triangular')
 
 def _leanings(g, age):
     "Means of the local weights that go together: fat, age and lids."
-    fat, lids = float(np.clip(g.normal(0, .45), -.9, 1.1)), float(np.clip(g.normal(.15, .18), -.2, .5))
+    fat, lids = float(np.clip(g.normal(0, .45), -.9, 1.1)), float(np.clip(g.normal(.33, .16), 0., .65))
     return {'head-fat': fat, 'neck-double': .35*fat, 'cheek-volume': .3*fat, 'head-age': .8*(age-.35), 'eye-bag': .5*age-.15} | {
         f'eye-height{k}': lids for k in (1, 2, 3)}
 
