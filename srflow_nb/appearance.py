@@ -6,7 +6,7 @@
 __all__ = ['SKIN_BASE', 'MELANIN', 'HAEMOGLOBIN', 'PORE', 'skin_color', 'lightness', 'melanin_of', 'MakeUp', 'Appearance',
            'sample_appearance', 'Sites', 'beard_zone', 'relief', 'albedo', 'opacity', 'gloss', 'roughness']
 
-# %% ../nbs/05_appearance.ipynb #e26c2b2b
+# %% ../nbs/05_appearance.ipynb #a3674e4d
 import functools
 from dataclasses import dataclass, field
 
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from .core import rng
-from .eyes import cornea_slope, eye_albedo, eye_centres, lash_distance, lash_opacity, mouth_albedo, tongue_albedo, tooth_albedo, tooth_height, tooth_normals
+from .eyes import cornea_slope, eye_albedo, eye_centres, lash_opacity, mouth_albedo, rim_distance, tongue_albedo, tooth_albedo, tooth_height, tooth_normals
 from .head import REGIONS, Head, normals
 from .light import Light, encode, sample_light, shade
 from .noise import blob, cells, curve_distance, fade, fractal_noise, lerp, slope, soft_step, spots, value_noise
@@ -189,22 +189,25 @@ def _pigments(a: Appearance, s: Sites):
     h = a.blood*(.85+_redness(a, p, s)+.25*even*(1+_redness(a, p, s).clip(0))*n(.012, 2))
     return np.maximum(m, 0), np.maximum(h, 0)
 
-# %% ../nbs/05_appearance.ipynb #823b8c22
+# %% ../nbs/05_appearance.ipynb #e7bf1a61
 @functools.lru_cache(8)
-def _skin_vertices(head):
-    "Ids of skin vertices, the area of each times the sun it gets on a face, and the area alone (the back counts less)."
-    faces = head.faces[np.isin(head.regions, [REGIONS.index(n) for n in ('skin', 'neck')])]; edges = head.vertices[faces][:, 1:]-head.vertices[faces][:, :1]
-    area = np.bincount(faces.ravel(), np.repeat(np.linalg.norm(np.cross(edges[:, 0], edges[:, 1]), axis=1), 3), len(head.vertices)); ids = np.unique(faces)
-    v, area = head.vertices[ids], area[ids]; return ids, area*np.exp(-((v-[0, -.028, .09])/[.052, .034, .06])**2).prod(1), area*((v[:, 2] > 0)+.15)
+def _skin_triangles(head):
+    "Ids of skin triangles, the area of each times the sun it gets on a face, and the area alone (the back counts less)."
+    ids = np.flatnonzero(np.isin(head.regions, [REGIONS.index(n) for n in ('skin', 'neck')])); a, b, c = head.vertices[head.faces[ids]].astype(np.float64).transpose(1, 0, 2)
+    area, v = np.linalg.norm(np.cross(b-a, c-a), axis=1)+1e-12, (a+b+c)/3
+    return ids, area*np.exp(-((v-[0, -.030, .09])/[.050, .032, .06])**2).prod(1)+1e-9*area, area*((v[:, 2] > 0)+.15)
+
+def _somewhere(head, ids, chance, count, g):
+    "Points (count,3) spread over triangles in proportion to `chance`."
+    w = g.dirichlet([1, 1, 1], count)[..., None]; return (head.vertices[head.faces[g.choice(ids, count, p=chance/chance.sum())]]*w).sum(1)
 
 def _spots(a: Appearance, head: Head, s: Sites):
     "Extra melanin of freckles (small, faint, about the nose), moles (few, dark, anywhere) and age spots."
-    g = rng(a.seed, 'spots'); ids, cheek, anywhere = _skin_vertices(head); old = int(60*soft_step(a.age, .45, 1.)); parts = []
-    for count, chance, radius, dark in ((a.freckles, cheek, (.00045, .0011), (.15, .65)), (a.moles, anywhere, (.0005, .0016), (.7, 1.8)), (old, anywhere, (.0012, .0035), (.10, .40))):
-        k = g.choice(ids, count, p=chance/chance.sum()); parts.append((head.vertices[k]+g.normal(size=(count, 3))*.003, radius[0]+(radius[1]-radius[0])*g.random(count)**2, g.uniform(*dark, count)))
+    g = rng(a.seed, 'spots'); ids, cheek, anywhere = _skin_triangles(head); old = int(60*soft_step(a.age, .45, 1.)); parts = []
+    for count, chance, radius, dark in ((a.freckles, cheek, (.00035, .0010), (.08, .42)), (a.moles, anywhere, (.0004, .0012), (.5, 1.5)), (old, anywhere, (.0010, .0030), (.06, .30))):
+        parts.append((_somewhere(head, ids, chance, count, g), radius[0]+(radius[1]-radius[0])*g.random(count)**2, g.uniform(*dark, count)))
     centres, radii, strengths = (np.concatenate(q) for q in zip(*parts))
-    if s.spacing is not None: radii, strengths = (r := np.hypot(radii, .3*np.median(s.spacing))), strengths*(radii/r)**2
-    return (1-.6*a.makeup.foundation)*spots(s.points, centres, radii, strengths)
+    return (1-.6*a.makeup.foundation)*spots(s.points, centres, radii, strengths, s.spacing)
 
 # %% ../nbs/05_appearance.ipynb #6ae80b7c
 _LINE_TABLE = """
@@ -327,12 +330,12 @@ def _shadow_of_beard(a: Appearance, s: Sites):
     dots = 2.6*np.exp(-(cells(s.points, .00062, a.seed*16+2)[0]/.00020)**2); w = fade(.0006, s.spacing)
     return np.clip(.42*much*zone*(1+w*(dots-1)), 0, 1)
 
-# %% ../nbs/05_appearance.ipynb #a9264c0d
+# %% ../nbs/05_appearance.ipynb #ab39e93d
 def _dress(a: Appearance, head: Head, s: Sites, color, lips):
     "Lay make-up, brows, beard and hair over the colour of skin (N,3)."
     k = a.makeup; color = lerp(color, np.asarray(k.lip_color)*np.exp(-.28*a.melanin)*(1+.15*_lip_creases(a, s.points)*fade(.0011, s.spacing))[:, None], .85*k.lipstick*lips)
-    lid = soft_step(s.points[:, 1], -.001, .004)*blob(s.points, [.031, .006, .083], [.017, .0075, .03]); color = lerp(color, k.shadow_color, .6*k.eye_shadow*lid)
-    up, low = lash_distance(head, s.points), lash_distance(head, s.points, 'lower'); w = fade(.0015, s.spacing)
+    lid = soft_step(s.points[:, 1], -.001, .004)*blob(s.points, [.031, .006, .083], [.0135, .0075, .03]); color = lerp(color, k.shadow_color, .6*k.eye_shadow*lid)
+    up, low = rim_distance(s.points)[0], rim_distance(s.points, 'lower')[0]; w = fade(.0015, s.spacing)*(head.regions == REGIONS.index('lashes')).any()
     color = lerp(color, np.full(3, .012), w*np.clip((.45+.35*k.eyeliner)*np.exp(-(up/(.0007+.0010*k.eyeliner))**2)+(.18+.4*k.eyeliner**2)*np.exp(-(low/.0007)**2), 0, 1)*min(1., a.lashes+k.eyeliner))
     color = lerp(color, np.array(a.hair)*.8+.006, _shadow_of_beard(a, s)); cover, hair = _hair(a, s)
     return lerp(lerp(color, np.array(a.hair)*.9+.004, .80*_brow(a, s)), hair, cover)
@@ -370,7 +373,7 @@ def albedo(
 
 Appearance.albedo = albedo
 
-# %% ../nbs/05_appearance.ipynb #5e86f837
+# %% ../nbs/05_appearance.ipynb #ef07a7f2
 def opacity(
     a: Appearance,                           # whose looks
     head: Head,                              # whose surface
@@ -378,8 +381,8 @@ def opacity(
     barycentric: Float[np.ndarray, "N 3"],   # its weights in the triangle
 ) -> Float[np.ndarray, "N"]:                 # 1 is solid
     "How solid the surface is at each point: less than 1 only at the strips of the lashes."
-    triangles, barycentric = np.asarray(triangles), np.asarray(barycentric); out = np.ones(len(triangles), np.float32)
-    lash = np.flatnonzero(head.regions[triangles] == REGIONS.index('lashes')); out[lash] = lash_opacity(head, triangles[lash], barycentric[lash], density=a.lashes, seed=a.seed); return out
+    s = Sites.on(head, triangles, barycentric); out = np.ones(len(s.points), np.float32); lash = np.flatnonzero(s.is_('lashes'))
+    out[lash] = lash_opacity(s.points[lash], density=a.lashes, seed=a.seed); return out
 
 Appearance.opacity = opacity
 

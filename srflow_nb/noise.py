@@ -113,26 +113,27 @@ def cells(
     distance, number = np.empty(len(points), np.float32), np.empty(len(points), np.float32)
     _cells(np.ascontiguousarray(points, np.float64), float(size), _stir(seed), distance, number); return distance, number
 
-# %% ../nbs/04d_noise.ipynb #5e2b6a82
+# %% ../nbs/04d_noise.ipynb #cdbc2cd9
 @njit(cache=True, nogil=True, error_model='numpy')
-def _spots(points, centres, radii, strengths, out):
+def _spots(points, centres, radii, strengths, blur, out):
     "See `spots`."
     for m in range(len(centres)):
-        reach, k = 3*radii[m], -.5/radii[m]**2
         for n in range(len(points)):
-            x = points[n, 0]-centres[m, 0]
-            if abs(x) > reach: continue
+            x, r2 = points[n, 0]-centres[m, 0], radii[m]**2+blur[n]
+            if x*x > 9*r2: continue
             d = x*x+(points[n, 1]-centres[m, 1])**2+(points[n, 2]-centres[m, 2])**2
-            if d < reach*reach: out[n] += strengths[m]*np.exp(k*d)
+            if d < 9*r2: out[n] += strengths[m]*radii[m]**2/r2*np.exp(-.5*d/r2)
 
 def spots(
     points: Float[np.ndarray, "N 3"],     # [m]
     centres: Float[np.ndarray, "M 3"],    # [m]
     radii: Float[np.ndarray, "M"],        # standard deviation of each spot [m]
     strengths: Float[np.ndarray, "M"],    # at its middle
+    spacing=None,                         # (N,) distance between samples [m]; spots finer than that grow wide and faint
 ) -> Float[np.ndarray, "N"]:              # sum over all spots
     "Round soft spots, added up (cut at three radii)."
-    out = np.zeros(len(points)); _spots(np.ascontiguousarray(points, np.float64), *(np.asarray(a, np.float64) for a in (centres, radii, strengths)), out); return out.astype(np.float32)
+    out, blur = np.zeros(len(points)), np.zeros(len(points)) if spacing is None else (.35*np.asarray(spacing, np.float64))**2
+    _spots(np.ascontiguousarray(points, np.float64), *(np.asarray(a, np.float64) for a in (centres, radii, strengths)), blur, out); return out.astype(np.float32)
 
 # %% ../nbs/04d_noise.ipynb #59fc550f
 def blob(
