@@ -42,24 +42,27 @@ def _colors(g, n=1, spread=.1, bright=(.15, .85)):
     each = spread*g.normal(size=(n, 1)) + spread*g.normal(size=(n, 1))*[.35, 0, -.35] + .2*spread*g.normal(size=(n, 3))
     return np.clip(g.uniform(*bright)*(1+tint) + each, .02, .98).astype(np.float32)
 
-# %% ../nbs/09c_film.ipynb #6f9f280c
+# %% ../nbs/09c_film.ipynb #00434508
+def _mix(s, a, b=np.zeros(3, np.float32)):
+    "(H,W,3): the colour (or picture) b where s (H,W) is 0, a where it is 1; plane by plane, which is much faster than with the colours inside."
+    return cv2.merge([b[..., c]+s*(a[..., c]-b[..., c]) for c in range(3)])
+
+# %% ../nbs/09c_film.ipynb #0d6c7ea5
 def _bricks(width, height, g):
     "A wall of bricks, or of tiles when the rows do not alternate."
     x, y = _grid(width, height, g); h = height*g.uniform(.02, .08); w = h*g.choice([1., 2., 3.2]); joint = max(1.5, h*g.uniform(.05, .14))
     row = np.floor(y/h); x = x + row*w*g.choice([0., .5]); u, v = x/w, y/h; column = np.floor(u)
     edge = np.minimum(np.minimum(u-column, 1-u+column)*w, np.minimum(v-row, 1-v+row)*h) - joint/2
-    which = ((row*7919 + column*104729) % 61).astype(np.int32)
-    face = _colors(g, 61, g.uniform(.02, .09))[which] + .03*_cloud(width, height, g, 60, 2)[..., None]
-    s = np.clip(edge+.5, 0, 1)[..., None]
-    return s*face + (1-s)*_colors(g)
+    which = (row.astype(np.int32)*7919 + column.astype(np.int32)*4729) % 61
+    face = np.repeat(.03*_cloud(width, height, g, 60, 2)[..., None], 3, 2) + _colors(g, 61, g.uniform(.02, .09))[which]
+    return _mix(np.clip(edge+np.float32(.5), 0, 1), face, _colors(g)[0])
 
-# %% ../nbs/09c_film.ipynb #06e34506
+# %% ../nbs/09c_film.ipynb #0645fa55
 def _wallpaper(width, height, g):
     "A printed pattern that repeats: stripes, or flowers on a lattice."
     x, y = _grid(width, height, g); p = height*g.uniform(.03, .14); a, b = 2*np.pi*x/p, 2*np.pi*y/(p*g.choice([1., 1.6]))
     wave = [np.cos(a), np.cos(a)+np.cos(b), np.cos(a)*np.cos(b)+.5*np.cos(2*a), np.cos(a+1.5*np.sin(b))][g.integers(4)]
-    s = 1/(1+np.exp(-(wave-g.uniform(-.3, .5))*p/4))[..., None]
-    return s*_colors(g) + (1-s)*_colors(g)
+    return _mix(1/(1+np.exp(-(wave-g.uniform(-.3, .5))*p/4)), _colors(g)[0], _colors(g)[0])
 
 # %% ../nbs/09c_film.ipynb #01108264
 def _books(width, height, g):
@@ -73,29 +76,29 @@ def _books(width, height, g):
         out[y] = np.where((up < 0)[..., None], wood, rows)
     return cv2.GaussianBlur(out, (0, 0), .6)
 
-# %% ../nbs/09c_film.ipynb #e1bae504
+# %% ../nbs/09c_film.ipynb #e5bb7dc0
 WOOD = np.float32([1.15, .95, .75])    # a wood's tint
 
 def _boards(width, height, g):
     "Wooden boards with grain."
     x, y = _grid(width, height, g); w = width*g.uniform(.08, .3); board = np.floor(x/w)
     grain = cv2.resize(_cloud(width, max(8, height//12), g, 40, 3, .8), (width, height), interpolation=cv2.INTER_CUBIC)
-    gap = np.clip(np.minimum(x/w-board, 1-x/w+board)*w-.5, 0, 1)[..., None]
-    return gap*(_colors(g, 17, .04)[(board % 17).astype(np.int32)]*WOOD*(1+.1*grain)[..., None]) + (1-gap)*.08
+    gap = np.clip(np.minimum(x/w-board, 1-x/w+board)*w-np.float32(.5), 0, 1); planks = (_colors(g, 17, .04)*WOOD)[board.astype(np.int32) % 17]
+    return _mix(gap*(1+np.float32(.1)*grain), planks) + .03
 
-# %% ../nbs/09c_film.ipynb #5d66f45e
+# %% ../nbs/09c_film.ipynb #9974425d
 def _plaster(width, height, g):
     "A rough wall, lit from one side."
     bumps = _cloud(width, height, g, int(g.integers(12, 50)), 4, .8)
     slope = cv2.Sobel(bumps, -1, 1, 0, ksize=3) + cv2.Sobel(bumps, -1, 0, 1, ksize=3)
-    return _colors(g)*(1+g.uniform(.015, .06)*slope/slope.std() + .04*_cloud(width, height, g, 3, 2))[..., None]
+    return _mix(1+np.float32(g.uniform(.015, .06)/slope.std())*slope + np.float32(.04)*_cloud(width, height, g, 3, 2), _colors(g)[0])
 
-# %% ../nbs/09c_film.ipynb #718896e6
+# %% ../nbs/09c_film.ipynb #bb4a465d
 def _curtain(width, height, g):
     "Cloth in folds."
     x, y = _grid(width, height, g, .01); p = width*g.uniform(.06, .2)
     fold = np.sin(2*np.pi*x/p + .7*_cloud(width, height, g, 3, 2)) + .4*np.sin(5.1*np.pi*x/p)
-    return _colors(g)*(.8+.22*fold)[..., None]
+    return _mix(.8+.22*fold, _colors(g)[0])
 
 # %% ../nbs/09c_film.ipynb #ddac4b3f
 def _indoor(width, height, g):
@@ -109,27 +112,27 @@ def _indoor(width, height, g):
     room = cv2.GaussianBlur(room, (0, 0), h*math.exp(g.uniform(math.log(.008), math.log(.05))), borderType=cv2.BORDER_REFLECT)
     return cv2.resize(room, (width, height), interpolation=cv2.INTER_CUBIC)
 
-# %% ../nbs/09c_film.ipynb #2fd28387
+# %% ../nbs/09c_film.ipynb #6aa54117
 TEXTURES = dict(bricks=_bricks, wallpaper=_wallpaper, books=_books, boards=_boards, plaster=_plaster, curtain=_curtain)  # name -> function of (width, height, rng)
 
 def _texture(width, height, g):
     "One of `TEXTURES`, more or less in focus."
     image = TEXTURES[str(g.choice(list(TEXTURES)))](width, height, g)
-    image = image*(1+.12*_cloud(width, height, g, 2, 1))[..., None]               # no room is lit evenly
+    image = _mix(1+np.float32(.12)*_cloud(width, height, g, 2, 1), image)         # no room is lit evenly
     blur = height/802*math.exp(g.uniform(math.log(.4), math.log(5)))
     return cv2.GaussianBlur(image, (0, 0), blur) if g.uniform() < .6 else image
 
-# %% ../nbs/09c_film.ipynb #835bcabf
+# %% ../nbs/09c_film.ipynb #70757eb0
 def _flat(width, height, g): return np.broadcast_to(_colors(g), (height, width, 3))
 
 def _gradient(width, height, g):
     "From one colour to another: along a line, or around a lamp."
     x, y = np.meshgrid(np.linspace(-1, 1, width, dtype=np.float32), np.linspace(-1, 1, height, dtype=np.float32)*height/width); a = g.uniform(0, 2*np.pi)
     s = x*math.cos(a)+y*math.sin(a) if g.uniform() < .5 else np.hypot(x-g.normal()*.6, y-g.normal()*.6)
-    s = ((s-s.min())/np.ptp(s))[..., None]; near, far = _colors(g, 2, .18)
-    return (1-s)*near + s*far
+    near, far = _colors(g, 2, .18)
+    return _mix((s-s.min())/np.ptp(s), far, near)
 
-# %% ../nbs/09c_film.ipynb #db8064db
+# %% ../nbs/09c_film.ipynb #8cf90f9d
 BACKGROUNDS = dict(flat=(.12, _flat), gradient=(.2, _gradient), indoor=(.33, _indoor), texture=(.35, _texture))  # kind -> share, painter
 
 def sample_background(
@@ -142,7 +145,7 @@ def sample_background(
     g = rng(seed, 'background'); drawn = str(g.choice(list(BACKGROUNDS), p=[share for share, _ in BACKGROUNDS.values()]))
     paint = TEXTURES | {k: f for k, (_, f) in BACKGROUNDS.items()}
     image = paint[check_name(kind or drawn, paint, 'background')](width, height, g)
-    return torch.from_numpy(np.ascontiguousarray(np.clip(image, 0, 1).transpose(2, 0, 1), np.float32))
+    return torch.from_numpy(np.stack(cv2.split(np.clip(image, 0, 1).astype(np.float32))))
 
 # %% ../nbs/09c_film.ipynb #74627941
 def decode(
