@@ -66,7 +66,7 @@ class Style:
     fringe: float = 0.           # share of the front's hair that falls over the forehead
     fuzz: bool = False           # too tightly curled to follow: short pieces, most of them near the surface
 
-# %% ../nbs/05c_hair.ipynb #70379868
+# %% ../nbs/05c_hair.ipynb #d02a24f9
 HAIR_STYLES = dict(
     bald=Style(0.),
     buzz=Style(.006, .8, lift=.75, gravity=.02, body=.003, clump=0.),
@@ -78,8 +78,8 @@ HAIR_STYLES = dict(
     afro=Style(.045, .7, whorl=.1, lift=1., gravity=0., body=.04, curl=.004, turn=.018, clump=.1, cover=3., fuzz=True),
     bob=Style(.30, 1., end=-.072, part=.9, lift=.35, gravity=.3, body=.016, clump=.4, cover=1.7),
     fringe=Style(.30, 1., end=-.095, part=.75, lift=.35, gravity=.3, body=.016, clump=.35, cover=1.8, fringe=1.),
-    long=Style(.50, 1., end=-.205, part=.9, lift=.35, gravity=.3, body=.018, clump=.3, cover=4.2),
-    wavy=Style(.47, 1., end=-.19, part=.9, lift=.45, gravity=.28, body=.022, curl=.006, turn=.07, clump=.6, cover=2.6),
+    long=Style(.56, 1., end=-.26, part=.9, lift=.35, gravity=.3, body=.018, clump=.3, cover=4.2),
+    wavy=Style(.52, 1., end=-.235, part=.9, lift=.45, gravity=.28, body=.022, curl=.006, turn=.07, clump=.6, cover=2.6),
     bun=Style(.2, 1., tie=(0., 1., -.75), knot='bun', whorl=0., lift=.1, gravity=0., body=.005, clump=.3, cover=1.2),
     ponytail=Style(.2, 1., tie=(0., .25, -1.), knot='tail', whorl=0., lift=.1, gravity=0., body=.006, clump=.3, cover=1.4))
 
@@ -335,13 +335,13 @@ def _chain(c: Curves, m, first=0):
     return Strands(c.roots.triangle[s], f32((ends[0]+ends[1])/2), f32(quats), f32(scales), f32(_unit(out+tilt*along+.3*tilt*side)), f32(opacity), f32(np.clip(color, 0, 1)),
                    np.full(len(s), HAIR_KINDS.index(c.kind)), s+first, np.full(len(s), c.gloss, np.float32))
 
-# %% ../nbs/05c_hair.ipynb #020d488d
+# %% ../nbs/05c_hair.ipynb #e1d3d6c8
 def _colors(a: Appearance, n, g, grey=1.):
     "Linear RGB (n,3) of strands: each a little different, some grey with age."
     share = grey*.95*soft_step(a.age, .45, 1.05)
     c = np.array(a.hair)*np.exp(.22*g.normal(size=(n, 1))+.05*g.normal(size=(n, 3)))
-    white = np.array([.42, .41, .40])*g.uniform(.6, 1.1, (n, 1))
-    return np.where(g.random((n, 1)) < share, white, c)
+    white = np.array([.42, .41, .40])*g.uniform(.7, 1.1, (n, 1)); mixed = np.clip(share+1.6*share*(1-share)*g.normal(size=(n, 1)), 0, 1)
+    return c+mixed*(white-c)                          # a strand stands for many hairs, so it is rarely all grey or not at all
 
 # %% ../nbs/05c_hair.ipynb #f433a648
 def _pale(width, n):
@@ -358,11 +358,21 @@ def _on_shell(shell, direction, above):
     "The point in a direction from the skull's centre that lies so far above the shell."
     d = direction/np.linalg.norm(direction); h, _ = shell.height(shell.centre+.3*d); return shell.centre+(.3-h+above)*d
 
-# %% ../nbs/05c_hair.ipynb #a1be6ad5
+# %% ../nbs/05c_hair.ipynb #544bb7a1
+def _split(share, n):
+    "Whole numbers, at least 1 each, in proportion to `share` and n in all."
+    want = share*n/share.sum(); m = np.maximum(want.astype(int), 1); spare = n-m.sum()
+    while spare:                                       # too few: those cut off most get one more; too many: the other way round
+        rows = np.argsort(-(want-m)*np.sign(spare), kind='stable'); rows = rows[(m > 1)[rows] | (spare > 0)][:abs(spare)]
+        if not len(rows): break
+        m[rows] += np.sign(spare); spare = n-m.sum()
+    return m
+
+# %% ../nbs/05c_hair.ipynb #aead155b
 def _dress(c, under, area, n):
     "Give scalp curves their widths and darkness; returns how many Gaussians each gets, n in all."
     u = c.roots.u; c.color *= (.78+.42*u[:, 2:3])*np.where(under, .9, 1.)[:, None]
-    length = c.lengths(); share = length*np.where(under, .5, 1.); m = np.maximum(2, np.round(share*n/share.sum())).astype(int)
+    length = c.lengths(); m = _split(length*np.where(under, .5, 1.), n)
     seen = np.minimum(length, .28*m*c.turn) if c.curl else length                      # pieces of tight curls are short
     width = np.clip(1.9*area/(2.2*(seen*np.where(under, 3., 1.)).sum()), 4e-5, .0022)*np.where(under, 3., .75+.5*u[:, 3])
     c.width = np.minimum(width, .2*seen/m+.0002); return m
@@ -427,14 +437,15 @@ def _knot(a, style, head, rest, normals, shell, n, seed):
     c.color *= (.5+.5*roots.u[:, 2:3]); c.width = np.full(count, np.clip(2*(.012 if style.knot == 'bun' else .03)/(2.2*c.lengths().sum()), 4e-5, .003))
     return c, np.full(count, max(2, n//count))
 
-# %% ../nbs/05c_hair.ipynb #5d1d67ef
+# %% ../nbs/05c_hair.ipynb #6be471e1
 def _scalp_and_knot(a, style, head, rest, normals, n, seed):
     "Scalp hair, and what is tied from it."
     scalp = rest[head.masks['scalp'] > .5]; low, high = scalp.min(0), scalp.max(0)
     centre = np.array([(low[0]+high[0])/2, high[1]-(high[0]-low[0])/2, (low[2]+high[2])/2])
     shell = Shell(rest, head.faces[np.isin(head.regions, [REGIONS.index(r) for r in ('skin', 'lips', 'ears', 'scalp', 'neck')])], centre)
     knot = int(n*dict(bun=.22, tail=.35).get(style.knot, 0.))
-    return _scalp(a, style, head, rest, normals, shell, n-knot, seed)+([_knot(a, style, head, rest, normals, shell, knot, seed)] if knot else [])
+    tied = [_knot(a, style, head, rest, normals, shell, knot, seed)] if knot else []
+    return _scalp(a, style, head, rest, normals, shell, n-sum(int(m.sum()) for _, m in tied), seed)+tied
 
 # %% ../nbs/05c_hair.ipynb #55a327a0
 def _bend(roots, d, length, curve, steps, lift):
@@ -529,12 +540,12 @@ def _budget(a, style, n):
     brow, lash = int(min(.13*n, 6000)), int(min(.07*n, 1800)); beard = int(n*(.12+.26*soft_step(a.beard, .02, .6))) if a.beard > .02 else 0
     return dict(scalp=0 if style.length == 0 else n-brow-lash-beard, brow=brow, lash=int(lash*np.clip(a.lashes, 0, 1.5)), beard=beard)
 
-# %% ../nbs/05c_hair.ipynb #4f0c3e5d
+# %% ../nbs/05c_hair.ipynb #2a568231
 def grow(
     head: Head,                            # whose surface
     rest: Float[np.ndarray, "V 3"],        # this person at rest [m]
     appearance: Appearance,                # fields hair_style, hair, hairline, beard, brow, brow_width, lashes, age
-    n: int = 6000,                         # number of Gaussians, about; fewer are thicker
+    n: int = 6000,                         # number of Gaussians (a bald head gets fewer); fewer are thicker
     seed: int = 0,                         # another seed, other strands
     *,
     beard_style: str|None = None,          # of `BEARDS`; None: drawn from the appearance's seed
@@ -545,10 +556,10 @@ def grow(
     rest = np.asarray(rest, np.float64); normals = vertex_normals(rest, head.faces)
     if not head.masks.get('scalp', np.zeros(1)).any(): return _empty()
     sort = check_name(beard_style or str(rng(appearance.seed, 'beard').choice(BEARDS, p=[.6, .2, .1, .1])), BEARDS, 'beard style')
-    share = _budget(appearance, style, n); parts = []
-    if share['scalp']: parts += _scalp_and_knot(appearance, style, head, rest, normals, share['scalp'], seed)
-    parts += _brows(appearance, head, rest, normals, share['brow'], seed)+_lashes(appearance, head, rest, share['lash'], seed)
+    share = _budget(appearance, style, n)
+    parts = _brows(appearance, head, rest, normals, share['brow'], seed)+_lashes(appearance, head, rest, share['lash'], seed)
     if share['beard']: parts += _beard(appearance, sort, head, rest, normals, share['beard'], seed)
+    if share['scalp']: parts = _scalp_and_knot(appearance, style, head, rest, normals, n-sum(int(m.sum()) for _, m in parts), seed)+parts
     return _join(parts)
 
 # %% ../nbs/05c_hair.ipynb #ca9ee621
