@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PLAIN', 'MAX_TEXELS', 'arkit_name', 'Paint', 'LoadedHead', 'missing_units', 'load_head', 'drive', 'save_head']
 
-# %% ../nbs/04b_head_files.ipynb #502fe861
-import io, re
+# %% ../nbs/04b_head_files.ipynb #4bc8d76b
+import io, re, warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -71,14 +71,14 @@ def _axes(points, up, front):
     if abs(y @ z) > .5: raise InputError(f"up='{up}' and front='{front}' lie along one axis; expected two")
     return np.stack([np.cross(y, z), y, z])
 
-# %% ../nbs/04b_head_files.ipynb #602fd0cf
+# %% ../nbs/04b_head_files.ipynb #dc029296
 def _scale(vertices, points):
     "Metres in one unit of the file."
     if points is None: return 10.**-round(np.log10(max(np.ptp(vertices, axis=0).max(), 1e-30)/.3))
     ours = _face_points(Head.load().vertices, dict(zip(Head.load().unit_names, Head.load().units)))
     s = np.linalg.norm(ours[0]-ours[1])/max(np.linalg.norm(points[0]-points[1]), 1e-30)
     round_one = 10.**round(np.log10(s))
-    return round_one if .7 < s/round_one < 1.4 else s                     # a metre, a centimetre ... if the eyes agree
+    return round_one if .75 < s/round_one < 1.33 else s                     # a metre, a centimetre ... if the eyes agree
 
 # %% ../nbs/04b_head_files.ipynb #c7e70a1a
 def _oriented(mesh, scale, up, front):
@@ -171,14 +171,14 @@ def _by_region(table, other):
 Paint.albedo, Paint.opacity, Paint.relief = _albedo, _opacity, _relief
 Paint.gloss, Paint.roughness = _by_region(dict(eye=.8, teeth=.6, tongue=.5), .25), _by_region(dict(eye=.1, teeth=.2, tongue=.2), .4)
 
-# %% ../nbs/04b_head_files.ipynb #f7609ffa
+# %% ../nbs/04b_head_files.ipynb #86ac82a5
 MAX_TEXELS = 2**26     # 8192 x 8192
 
 def _picture(source):
     "(H,W,3) uint8 of a path or of bytes."
     name = source.name if isinstance(source, Path) else 'a picture inside'
     try:
-        with Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=('PNG', 'JPEG', 'WEBP', 'BMP', 'TGA')) as im:
+        with warnings.catch_warnings(action='ignore'), Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=('PNG', 'JPEG', 'WEBP', 'BMP', 'TGA')) as im:
             if im.width*im.height > MAX_TEXELS: raise InputError(f"{name}: {im.width}x{im.height} texels; expected at most {MAX_TEXELS}")
             return np.asarray(im.convert('RGB'))
     except InputError: raise

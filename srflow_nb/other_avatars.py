@@ -130,13 +130,13 @@ def _ndarray(t):
         raise InputError(f"an array of shape {str(shape)[:60]} has {len(data)} bytes; expected a complete file")
     return np.frombuffer(data, dtype).reshape(shape, order='F' if order in (True, 1, 'F') else 'C')
 
-# %% ../nbs/06b_other_avatars.ipynb #faae6e60
+# %% ../nbs/06b_other_avatars.ipynb #53f74577
 def _sparse(t, most):
     "A sparse matrix as a full one, if that has at most `most` numbers."
     s = t.state; rows, columns = map(int, s.get('_shape', s.get('shape')))
     if not 0 <= rows*columns <= most or min(rows, columns) < 0: raise InputError(f"a sparse matrix of {rows}x{columns}; expected at most {most} numbers")
     get, out = lambda key: _array(s[key], most), np.zeros((rows, columns))
-    if 'coo' in t.name: i, j = get('row'), get('col')
+    if 'coo' in t.name: i, j = [_array(c, most) for c in s['coords']] if 'coords' in s else (get('row'), get('col'))
     else:
         major = np.repeat(np.arange(len(get('indptr'))-1), np.diff(get('indptr'))); i, j = (get('indices'), major) if 'csc' in t.name else (major, get('indices'))
     np.add.at(out, (i, j), get('data'))
@@ -265,7 +265,7 @@ def _flame_array(key, thing):
     try: return _array(thing)
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as e: raise InputError(f"{key}: {str(e)[:200]}") from None
 
-# %% ../nbs/06b_other_avatars.ipynb #f9628caa
+# %% ../nbs/06b_other_avatars.ipynb #0ec12177
 def _check_flame(a):
     "Raise unless the arrays of a FLAME file fit together."
     V, K, P = len(a['v_template']), len(a['parents']), 9*(len(a['parents'])-1)
@@ -274,7 +274,7 @@ def _check_flame(a):
     for name, shape in wanted.items():
         if a[name].ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, a[name].shape)):
             raise InputError(f"{name} has shape {a[name].shape}; expected {str(shape).replace('None', 'n')}")
-    check_finite(**{k: v for k, v in a.items() if k != 'n_shape'})
+    with np.errstate(over='ignore'): check_finite(**{k: np.float32(v) for k, v in a.items() if k != 'n_shape'})     # as they will be kept
 
 # %% ../nbs/06b_other_avatars.ipynb #67094c04
 def _check_flame_numbers(a):
@@ -334,12 +334,12 @@ def _binding(path):
     if n and not (np.isfinite(ids).all() and (ids == np.floor(ids)).all() and ids.min() >= 0): raise InputError(f"{name}: expected whole numbers from 0")
     return ids.astype(np.int64)
 
-# %% ../nbs/06b_other_avatars.ipynb #dd8c5ce9
+# %% ../nbs/06b_other_avatars.ipynb #a01815d0
 _PARAMS = dict(shape=1, static_offset=3, expr=2, rotation=2, neck_pose=2, jaw_pose=2, eyes_pose=2, translation=2)   # name -> number of axes
 
 def _flame_params(path, V, missing):
     "The parameters of a film: shape (S,), static_offset (V,3), and (T,n) for the rest."
-    p = {k: torch.from_numpy(a.astype(np.float32)) for k, a in _npz(path, _PARAMS).items()}
+    with np.errstate(over='ignore'): p = {k: torch.from_numpy(a.astype(np.float32)) for k, a in _npz(path, _PARAMS).items()}
     if lacks := [k for k in _PARAMS if k not in p and k != 'static_offset']: raise InputError(f"no {lacks[0]}; expected flame_param.npz of GaussianAvatars")
     off = p.pop('static_offset', torch.zeros(V, 3)).flatten(0, -2); p['shape'] = p['shape'].flatten(); T = len(p['expr'])
     if off.shape[-1] != 3 or (len(off) != V and not (missing == 'drop' and len(off) > V)): raise InputError(f"static_offset of {len(off)} vertices; the FLAME model has {V}")
