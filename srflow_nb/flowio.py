@@ -45,14 +45,15 @@ def _to_memory(hw2):
     f = np.array(hw2, dtype=np.float32).transpose(2, 0, 1)
     return torch.from_numpy(np.where(np.isfinite(f).all(0), f, np.float32(np.nan)).copy())
 
-# %% ../nbs/10_flowio.ipynb #66ed9eda
+# %% ../nbs/10_flowio.ipynb #30d04822
 def _to_disk(path, flow):
     f = flow.detach().cpu().numpy() if torch.is_tensor(flow) else np.asarray(flow)
     if f.ndim == 4 and len(f) == 1: f = f[0]
     if f.ndim != 3 or f.shape[0] != 2 or 0 in f.shape: raise InputError(f"{path}: flow has shape {tuple(f.shape)}; expected (2,H,W)")
-    if np.isinf(f).any(): raise InputError(f"{path}: flow holds infinite values; use NaN where it is unknown")
-    f = f.astype(np.float32).transpose(1, 2, 0)
-    return np.ascontiguousarray(np.where(np.isnan(f).any(-1, keepdims=True), np.float32(np.nan), f))
+    known = np.isfinite(f.sum(dtype=np.float64))                     # NaN and infinity survive a sum, and a sum is quick
+    if not known and np.isinf(f).any(): raise InputError(f"{path}: flow holds infinite values; use NaN where it is unknown")
+    f = np.ascontiguousarray(f.transpose(1, 2, 0), dtype=np.float32)
+    return f if known else np.where(np.isnan(f).any(-1, keepdims=True), np.float32(np.nan), f)
 
 # %% ../nbs/10_flowio.ipynb #cc5bcc9c
 FLO_MAGIC, FLO_UNKNOWN = struct.pack('<f', 202021.25), 1e9
@@ -66,11 +67,12 @@ def _read_flo(path, data):
     f = np.frombuffer(data, '<f4', offset=12).reshape(h, w, 2)
     return np.where(np.abs(f) > FLO_UNKNOWN, np.nan, f)
 
-# %% ../nbs/10_flowio.ipynb #d34b6b03
+# %% ../nbs/10_flowio.ipynb #094fbba9
 def _flo_bytes(path, f):
-    if np.nanmax(np.abs(f), initial=0) > FLO_UNKNOWN: raise InputError(f"{path}: flow above 1e9 px means 'unknown' in a .flo file; use NaN")
-    h, w = f.shape[:2]
-    return FLO_MAGIC + struct.pack('<ii', w, h) + np.nan_to_num(f, nan=1e10).astype('<f4').tobytes()
+    known = np.nan_to_num(f) if np.isnan(f.min()) else f
+    if max(known.max(), -known.min()) > FLO_UNKNOWN: raise InputError(f"{path}: flow above 1e9 px means 'unknown' in a .flo file; use NaN")
+    if known is not f: known = np.nan_to_num(f, nan=1e10)
+    return b''.join([FLO_MAGIC, struct.pack('<ii', *f.shape[1::-1]), known.astype('<f4', copy=False).data])
 
 # %% ../nbs/10_flowio.ipynb #1f5cdcf0
 def _png_header(path, data):
@@ -191,11 +193,11 @@ def _check_flo5(path, f):
     chunks = int(np.prod([-(-n//c) for n, c in zip(d.shape, d.chunks)])) if d.chunks else 0
     if chunks and d.id.get_num_chunks() != chunks: raise InputError(f"{path}: 'flow' has {d.id.get_num_chunks()} of its {chunks} pieces; it is damaged")
 
-# %% ../nbs/10_flowio.ipynb #74d40677
+# %% ../nbs/10_flowio.ipynb #0725c10a
 def _flo5_bytes(path, f):
     out = io.BytesIO()
     with h5py.File(out, 'w', libver='latest') as file:
-        file.create_dataset('flow', data=f, compression='gzip', compression_opts=5, shuffle=True, fletcher32=True)
+        file.create_dataset('flow', data=f, compression='gzip', compression_opts=1, shuffle=True, fletcher32=True)
     return out.getvalue()
 
 # %% ../nbs/10_flowio.ipynb #5e952131
@@ -256,7 +258,14 @@ def read_image(
     a = a[..., ::-1].astype(np.float32) / np.iinfo(a.dtype).max
     return torch.from_numpy(np.ascontiguousarray(a.transpose(2, 0, 1)))
 
-# %% ../nbs/10_flowio.ipynb #25aafc7b
+# %% ../nbs/10_flowio.ipynb #9582a257
+def _bgr(image):
+    "The bytes of a picture as OpenCV wants them, blue first."
+    if torch.is_tensor(image) and image.dtype == torch.float32 and image.ndim == 3 and image.shape[0] == 3 and image.max() <= 4:
+        return cv2.merge([(c.clip(0, 1)*np.float32(255) + np.float32(.5)).astype(np.uint8) for c in image.detach().cpu().numpy()[::-1]])
+    return to_uint8(image)[..., ::-1]
+
+# %% ../nbs/10_flowio.ipynb #2c5dce3c
 def write_image(
     path: str|Path,     # .png, .jpg, .webp or .bmp
     image,              # anything that `srflow_nb.viz.to_uint8` accepts
@@ -266,7 +275,7 @@ def write_image(
     suffix = Path(path).suffix.lower()
     if suffix not in IMAGE_SUFFIXES: raise InputError(f"{path}: no picture format '{suffix}'; known: {', '.join(IMAGE_SUFFIXES)}")
     args = {'.webp': [cv2.IMWRITE_WEBP_QUALITY, quality], '.jpg': [cv2.IMWRITE_JPEG_QUALITY, quality]}.get(suffix.replace('jpeg', 'jpg'), [])
-    return _write_bytes(path, cv2.imencode(suffix, to_uint8(image)[..., ::-1], args)[1].tobytes())
+    return _write_bytes(path, cv2.imencode(suffix, _bgr(image), args)[1].tobytes())
 
 # %% ../nbs/10_flowio.ipynb #220efb6f
 LABEL_COLORS = ((0, 0, 0), (230, 171, 125), (120, 72, 30), (64, 140, 230), (214, 60, 90), (90, 180, 90), (240, 200, 40), (150, 90, 200))

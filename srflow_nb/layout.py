@@ -41,14 +41,14 @@ def frame_files(
     if not 0 <= frame < 9999: raise InputError(f"frame {frame} of {name}: expected 0 to 9998, for four digits keep file names in order")
     return {k: Path(root)/split/k/name/f"frame_{frame+1:04d}{flow_suffix if k in FLOW_KINDS else '.png'}" for k in KINDS}
 
-# %% ../nbs/10b_layout.ipynb #8ede21d1
+# %% ../nbs/10b_layout.ipynb #4ffd1cf5
 FLOW_STEP = 1/1024                 # [px] a power of two, so that scaling by it is exact
 
 def round_flow(
     flow: Float[torch.Tensor, "*n"],    # [px]
 ) -> Float[torch.Tensor, "*n"]:         # [px], the nearest multiple of `FLOW_STEP`
     "Round flow to the steps in which data sets store it."
-    return (torch.as_tensor(flow, dtype=torch.float32)/FLOW_STEP).round()*FLOW_STEP
+    return (torch.as_tensor(flow, dtype=torch.float32)/FLOW_STEP).round_().mul_(FLOW_STEP)
 
 # %% ../nbs/10b_layout.ipynb #35fea667
 def _get(frame, field): return frame.get(field) if isinstance(frame, dict) else getattr(frame, field, None)
