@@ -313,7 +313,7 @@ def _brow(a: Appearance, s: Sites):
     strands = value_noise(s.points@np.array([[.8, .6, 0], [-.6, .8, 0], [0, 0, 1]]), np.array([.004, .0009, .004]), a.seed*16+13)
     return np.clip(inside*a.brow*(.78+.45*strands*fade(.0014, s.spacing)), 0, 1)
 
-# %% ../nbs/05_appearance.ipynb #c94551d1
+# %% ../nbs/05_appearance.ipynb #ce5015c1
 _COVER = dict(bald=0., shaved=.55, buzz=.8)          # how much of the scalp's paint shows under short styles
 
 def _hair(a: Appearance, s: Sites):
@@ -328,13 +328,13 @@ def _shadow_of_beard(a: Appearance, s: Sites):
     much = max(a.stubble, .5*a.beard); zone = beard_zone(s)*np.clip(.8+.5*fractal_noise(s.points, .01, 3, a.seed*16+1), 0, 1)
     if much == 0: return np.zeros(len(s.points))
     dots = 2.6*np.exp(-(cells(s.points, .00062, a.seed*16+2)[0]/.00020)**2); w = fade(.0006, s.spacing)
-    return np.clip(.42*much*zone*(1+w*(dots-1)), 0, 1)
+    return np.clip(.60*much*zone*(1+w*(dots-1)), 0, 1)
 
-# %% ../nbs/05_appearance.ipynb #ab39e93d
+# %% ../nbs/05_appearance.ipynb #982977fc
 def _dress(a: Appearance, head: Head, s: Sites, color, lips):
     "Lay make-up, brows, beard and hair over the colour of skin (N,3)."
     k = a.makeup; color = lerp(color, np.asarray(k.lip_color)*np.exp(-.28*a.melanin)*(1+.15*_lip_creases(a, s.points)*fade(.0011, s.spacing))[:, None], .85*k.lipstick*lips)
-    lid = soft_step(s.points[:, 1], -.001, .004)*blob(s.points, [.031, .006, .083], [.0135, .0075, .03]); color = lerp(color, k.shadow_color, .6*k.eye_shadow*lid)
+    lid = soft_step(s.points[:, 1], -.001, .004)*blob(s.points, [.031, .006, .083], [.0135, .0075, .03]); color = lerp(color, k.shadow_color, .8*k.eye_shadow*lid)
     up, low = rim_distance(s.points)[0], rim_distance(s.points, 'lower')[0]; w = fade(.0015, s.spacing)*(head.regions == REGIONS.index('lashes')).any()
     color = lerp(color, np.full(3, .012), w*np.clip((.45+.35*k.eyeliner)*np.exp(-(up/(.0007+.0010*k.eyeliner))**2)+(.18+.4*k.eyeliner**2)*np.exp(-(low/.0007)**2), 0, 1)*min(1., a.lashes+k.eyeliner))
     color = lerp(color, np.array(a.hair)*.8+.006, _shadow_of_beard(a, s)); cover, hair = _hair(a, s)
