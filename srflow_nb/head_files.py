@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PLAIN', 'MAX_TEXELS', 'arkit_name', 'Paint', 'LoadedHead', 'missing_units', 'load_head', 'drive', 'save_head']
 
-# %% ../nbs/04b_head_files.ipynb #4bc8d76b
+# %% ../nbs/04b_head_files.ipynb #163f0e21
 import io, re, warnings
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
