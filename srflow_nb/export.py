@@ -6,13 +6,12 @@
 __all__ = ['SIZES', 'pair_files', 'pair_note', 'plan_shards', 'write_shard', 'export_shards', 'decode_pair', 'card_metadata',
            'dataset_card', 'to_hub']
 
-# %% ../nbs/11d_export.ipynb #a8c0b35e
+# %% ../nbs/11d_export.ipynb #01f53b7d
 import hashlib, io, json, re, shutil, sys, tarfile
 from pathlib import Path
 
 import huggingface_hub
 import numpy as np
-import torch
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from tqdm.auto import tqdm
 
@@ -20,7 +19,9 @@ from .core import InputError, atomic_write, check_name, remove_unfinished, rng
 from .layout import KINDS, SPLITS, annotation_path, dataset_pairs, file_entry, frame_files
 from .layout import load_annotation, read_kind, read_manifest, sha256
 
-# %% ../nbs/11d_export.ipynb #c754f7ab
+# %% ../nbs/11d_export.ipynb #394ca562
+_FROM = dict(clean=(1, 2), final=(1, 2), flow_backward=(2,))       # of which frames of the pair; all else: of the first
+
 def pair_files(
     manifest: dict,                # from `read_manifest`
     split: str, name: str,         # 'training' or 'test'; sequence
@@ -29,13 +30,11 @@ def pair_files(
     suffix: str = '.flo',          # of the flow files
 ) -> dict:                         # name in the sample, e.g. 'final2.png' -> path below the data set's folder
     "Which files make one pair: those of its first frame, and of the second one its pictures and the flow back."
-    out, second = {}, ('clean', 'final', 'flow_backward')
+    out = {}
     for k in KINDS if kinds is None else [check_name(k, KINDS, 'kind of file') for k in kinds]:
-        for n in (1, 2):
+        for n in _FROM.get(k, (1,)):
             path = frame_files('', split, name, t + n - 1, suffix)[k].as_posix()
-            if path not in manifest['files'] or (n == 2) > (k in second) or (n == 1 and k == 'flow_backward'): continue
-            label = f'{k}{n}' if k in ('clean', 'final') else k
-            out[label + Path(path).suffix] = path
+            if path in manifest['files']: out[f"{k}{n if len(_FROM.get(k, ())) == 2 else ''}{Path(path).suffix}"] = path
     return out
 
 # %% ../nbs/11d_export.ipynb #89791f98
@@ -97,6 +96,14 @@ def write_shard(
             for label, file in pair_files(manifest, split, name, t, kinds, suffix).items(): _add(tar, f'{key}.{label}', _read_checked(root, manifest, file))
             _add(tar, f'{key}.json', json.dumps(pair_note(note, t)).encode())
 
+# %% ../nbs/11d_export.ipynb #934c72e4
+def _shard_names(root, manifest, splits, megabytes, kinds, seed):
+    "File name of each shard -> its split and its pairs."
+    if not megabytes > 0: raise InputError(f"megabytes: {megabytes} given, expected more than 0")
+    plan = {f'{s}-{i:06d}.tar': (s, pairs) for s in splits for i, pairs in enumerate(plan_shards(manifest, s, megabytes, kinds, seed))}
+    if not plan: raise InputError(f"{root}: has no pairs in {', '.join(splits)}")
+    return plan
+
 # %% ../nbs/11d_export.ipynb #e2a8b88e
 def _claim(out, settings):
     note = out/'shards.json'
@@ -109,7 +116,7 @@ def _claim(out, settings):
     if other: raise InputError(f"{out}: holds shards that were made otherwise ({'; '.join(other)}); choose another folder")
     remove_unfinished(out)
 
-# %% ../nbs/11d_export.ipynb #c58ac746
+# %% ../nbs/11d_export.ipynb #2a2ca624
 def export_shards(
     root: str|Path,                # data set folder
     out: str|Path,                 # folder for the shards
@@ -121,10 +128,8 @@ def export_shards(
 ) -> list[Path]:                   # the shards; beside them lies shards.json with their SHA-256, sizes and numbers of pairs
     "Pack a data set into WebDataset shards; run it again to go on after an interruption."
     root, out, manifest = Path(root), Path(out), read_manifest(root)
-    if not megabytes > 0: raise InputError(f"megabytes: {megabytes} given, expected more than 0")
     settings = dict(dataset=sha256(root/'dataset.json'), splits=list(splits), megabytes=megabytes, kinds=list(kinds) if kinds else None, seed=seed)
-    plan = {f'{s}-{i:06d}.tar': (s, pairs) for s in splits for i, pairs in enumerate(plan_shards(manifest, s, megabytes, kinds, seed))}
-    if not plan: raise InputError(f"{root}: has no pairs in {', '.join(splits)}")
+    plan = _shard_names(root, manifest, splits, megabytes, kinds, seed)
     _claim(out, settings)
     for name, (split, pairs) in tqdm(plan.items(), desc='pack shards', disable=not progress, file=sys.stderr):
         if not (out/name).exists(): write_shard(out/name, root, manifest, split, pairs, kinds)
@@ -210,18 +215,22 @@ def card_metadata(
         size_categories=next(name for limit, name in SIZES if pairs < limit), task_categories=['other'],
         tags=['optical-flow', 'face', 'synthetic', 'gaussian-splatting', 'webdataset'], configs=[dict(config_name='default', data_files=files)])
 
-# %% ../nbs/11d_export.ipynb #5f90d605
+# %% ../nbs/11d_export.ipynb #36af5b13
+def _row(manifest, shards, split):
+    "What the card's table says about a split."
+    own = [v for k, v in shards.items() if k.startswith(split)]
+    return f"| {split} | {len(manifest['splits'][split])} | {len(dataset_pairs(manifest, split))} | {len(own)} | {sum(v[1] for v in own)/1e6:.1f} |"
+
+# %% ../nbs/11d_export.ipynb #4c452ad0
 def dataset_card(
     manifest: dict,                # from `read_manifest`
     shards: dict,                  # name -> [SHA-256, bytes, pairs], from shards.json
     title: str,                    # headline
 ) -> str:                          # README.md of the repository
     "The page that a visitor of the repository sees first."
-    rows, first = [], {}
-    for s in SPLITS:
-        own, pairs = [v for k, v in shards.items() if k.startswith(s)], dataset_pairs(manifest, s)
-        rows.append(f"| {s} | {len(manifest['splits'][s])} | {len(pairs)} | {len(own)} | {sum(v[1] for v in own)/1e6:.1f} |")
-        if pairs and not first: first = pair_files(manifest, s, *pairs[0][:2], suffix=pairs[0][2])
+    rows = [_row(manifest, shards, s) for s in SPLITS]
+    split, (name, t, suffix) = next((s, p) for s in SPLITS for p in dataset_pairs(manifest, s))
+    first = pair_files(manifest, split, name, t, suffix=suffix)
     c, versions = manifest['config'], ', '.join(f'{k} {v}' for k, v in manifest['versions'].items())
     return _CARD.format(meta=card_metadata(manifest).to_yaml(), title=title, rows='\n'.join(rows), versions=versions, command=manifest['command'],
                         pairs=sum(v[2] for v in shards.values()), people=sum(map(len, manifest['splits'].values())), width=c['width'], height=c['height'],

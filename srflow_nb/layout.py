@@ -8,10 +8,10 @@ __all__ = ['SPLITS', 'KINDS', 'FLOW_KINDS', 'FLOW_SUFFIXES', 'FLOW_STEP', 'ANNOT
            'write_annotation', 'safe_path', 'load_annotation', 'read_annotation', 'write_manifest', 'sha256',
            'file_entry', 'check_manifest', 'read_manifest', 'dataset_pairs', 'verify_dataset']
 
-# %% ../nbs/10b_layout.ipynb #ccea3442
+# %% ../nbs/10b_layout.ipynb #85856efb
 import hashlib, json, re, sys
 from dataclasses import asdict, is_dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import torch

@@ -1,4 +1,5 @@
 "Flow files: exact round trips, other people's readers, and broken files that give one clear line."
+import hashlib
 import struct
 import tracemalloc
 
@@ -9,7 +10,8 @@ import pytest
 import torch
 
 from srflow_nb.core import InputError, rng
-from srflow_nb.flowio import FLO_MAGIC, FLOW_FORMATS, read_flow, read_image, write_flow, write_image
+from srflow_nb.flowio import (DEPTH_SCALE, FLO_MAGIC, FLOW_FORMATS, LABEL_COLORS, read_depth, read_flow, read_image, read_labels, read_mask, write_depth,
+                              write_flow, write_image, write_labels, write_mask)
 
 EXACT = ('.flo', '.pfm', '.flo5')
 
@@ -233,3 +235,105 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     f = field(); write_flow(tmp_path/'a.png', f); before = (tmp_path/'a.png').read_bytes()
     with pytest.raises(InputError): write_flow(tmp_path/'a.png', f * 1e4)
     assert (tmp_path/'a.png').read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ['a.png']
+
+
+# ---- labels, masks, depth ------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('size', [(1, 1), (24, 33), (7, 8)])
+def test_labels_and_masks_come_back_exactly(tmp_path, size):
+    from PIL import Image
+    labels = torch.from_numpy(rng(0, 'labels').integers(0, len(LABEL_COLORS), size))
+    for dtype in (torch.uint8, torch.int64, torch.int32):
+        write_labels(tmp_path/'a.png', labels.to(dtype))
+        assert torch.equal(read_labels(tmp_path/'a.png').long(), labels) and read_labels(tmp_path/'a.png').dtype == torch.uint8
+    with Image.open(tmp_path/'a.png') as im:
+        assert im.mode == 'P' and np.array_equal(np.array(im), labels.numpy())
+        assert np.array_equal(np.array(im.convert('RGB')), np.array(LABEL_COLORS)[labels.numpy()])      # and as a picture
+    write_mask(tmp_path/'m.png', labels > 2)
+    assert torch.equal(read_mask(tmp_path/'m.png'), labels > 2)
+    assert np.array_equal(cv2.imread(str(tmp_path/'m.png'), cv2.IMREAD_UNCHANGED), (labels > 2).numpy()*np.uint8(255))
+
+
+def test_labels_of_others_are_read(tmp_path):
+    from PIL import Image
+    a = rng(0, 'others').integers(0, 5, (9, 11)).astype(np.uint8)
+    cv2.imwrite(str(tmp_path/'grey.png'), a); assert np.array_equal(read_labels(tmp_path/'grey.png').numpy(), a)
+    im = Image.fromarray(a, 'P'); im.putpalette([1, 2, 3]*256); im.save(tmp_path/'pal.png', bits=8)
+    assert np.array_equal(read_labels(tmp_path/'pal.png').numpy(), a)
+
+
+@pytest.mark.parametrize('scale', [DEPTH_SCALE, .001, 1/4096])
+def test_depth_is_off_by_half_a_step_at_most(tmp_path, scale):
+    d = torch.from_numpy(rng(0, 'depth').uniform(.3, 2.5, (20, 30))).float(); d[3:6, 4:9] = torch.inf; d[0, 0] = torch.nan
+    write_depth(tmp_path/'d.png', d, scale)
+    back = read_depth(tmp_path/'d.png', scale)
+    assert torch.equal(back.isinf(), ~d.isfinite()) and (back - d)[d.isfinite()].abs().max() <= scale/2 + 1e-6
+    write_depth(tmp_path/'e.png', back, scale); assert (tmp_path/'d.png').read_bytes() == (tmp_path/'e.png').read_bytes()
+    steps = cv2.imread(str(tmp_path/'d.png'), cv2.IMREAD_UNCHANGED)
+    assert steps.dtype == np.uint16 and np.array_equal(steps == 0, (~d.isfinite()).numpy())
+
+
+def test_depth_of_nothing_is_nothing(tmp_path):
+    write_depth(tmp_path/'d.png', torch.full((4, 5), torch.inf))
+    assert read_depth(tmp_path/'d.png').isinf().all()
+
+
+@pytest.mark.parametrize('write, bad, why', [
+    (write_labels, torch.full((3, 3), 9), 'labels are'), (write_labels, torch.full((3, 3), -1), 'labels are'), (write_labels, torch.zeros(3, 3), 'labels are'), (write_labels, torch.zeros(1, 3, 3).int(), 'shape'),
+    (write_mask, torch.zeros(3, 3), 'expected bool'), (write_mask, torch.zeros(0, 3).bool(), 'shape'), (write_depth, torch.full((3, 3), 7.), 'depth from'),
+    (write_depth, torch.full((3, 3), -1.), 'depth from'), (write_depth, torch.zeros(3, 3), 'depth from'), (write_depth, torch.ones(3), 'shape')])
+def test_what_does_not_fit_is_not_written(tmp_path, write, bad, why):
+    with pytest.raises(InputError, match=f'a.png: .*{why}'): write(tmp_path/'a.png', bad)
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_kind_of_png_is_not_taken_for_another(tmp_path):
+    write_labels(tmp_path/'labels.png', torch.ones(4, 4).int()); write_mask(tmp_path/'mask.png', torch.ones(4, 4).bool())
+    write_depth(tmp_path/'depth.png', torch.ones(4, 4)); write_flow(tmp_path/'flow.png', torch.ones(2, 4, 4)); write_image(tmp_path/'image.png', torch.ones(3, 4, 4))
+    takes = {read_labels: {'labels', 'mask'}, read_mask: {'mask'}, read_depth: {'depth'}, read_flow: {'flow'}}      # grey labels are labels
+    for read, own in takes.items():
+        for name in ('labels', 'mask', 'depth', 'flow', 'image'):
+            if name in own: read(tmp_path/f'{name}.png'); continue
+            with pytest.raises(InputError, match=f'{name}.png: PNG with'): read(tmp_path/f'{name}.png')
+    with pytest.raises(InputError, match='holds label 1; expected 0 to 0'): read_labels(tmp_path/'labels.png', count=1)
+
+
+def test_writers_tell_the_hash_of_what_they_wrote(tmp_path):
+    jobs = [(write_flow, 'a.flo', field()), (write_flow, 'a.png', field()), (write_flow, 'a.flo5', field()), (write_flow, 'a.pfm', field()), (write_image, 'b.png', torch.rand(3, 5, 6)),
+            (write_image, 'b.jpg', torch.rand(3, 5, 6)), (write_labels, 'c.png', torch.ones(3, 4).int()), (write_mask, 'd.png', torch.ones(3, 4).bool()), (write_depth, 'e.png', torch.ones(3, 4))]
+    for write, name, value in jobs: assert write(tmp_path/name, value) == hashlib.sha256((tmp_path/name).read_bytes()).hexdigest()
+
+
+def test_bytes_at_hand_are_read_as_the_file_is(tmp_path):
+    write_flow(tmp_path/'a.flo', field()); write_depth(tmp_path/'d.png', torch.ones(3, 4)); write_image(tmp_path/'i.png', torch.rand(3, 5, 6))
+    for read, name in ((read_flow, 'a.flo'), (read_depth, 'd.png'), (read_image, 'i.png')):
+        assert same(read('elsewhere/' + name, data=(tmp_path/name).read_bytes()), read(tmp_path/name))
+        with pytest.raises(InputError, match='elsewhere/' + name): read('elsewhere/' + name, data=b'')
+
+
+def test_shortcuts_of_writers_lead_to_the_same_bytes(tmp_path):
+    "Float planes, and flow without unknown pixels, take a faster way."
+    from srflow_nb.viz import to_uint8
+    p = torch.from_numpy(rng(0, 'short').normal(.5, .5, (3, 9, 11))).float()
+    write_image(tmp_path/'a.png', p); write_image(tmp_path/'b.png', p.double()); write_image(tmp_path/'c.png', to_uint8(p))
+    assert (tmp_path/'a.png').read_bytes() == (tmp_path/'b.png').read_bytes() == (tmp_path/'c.png').read_bytes()
+    p[1, 2, 3] = torch.nan; write_image(tmp_path/'n.png', p); assert abs(read_image(tmp_path/'n.png')[1, 2, 3] - .5) < .01
+    with pytest.raises(InputError, match='divide by 255'): write_image(tmp_path/'x.png', p.nan_to_num()*255)
+    for bad in (2e9, -2e9):
+        with pytest.raises(InputError, match='1e9 px'): write_flow(tmp_path/'a.flo', torch.full((2, 3, 3), bad))
+    with pytest.raises(InputError, match='infinite'): write_flow(tmp_path/'a.flo', torch.tensor([torch.nan, torch.inf, 1., 1.]).view(2, 1, 2))
+
+
+def test_flo5_with_a_missing_piece_is_refused(tmp_path):
+    "HDF5 fills what is not stored with zeros: a wrong array without a word."
+    with h5py.File(tmp_path/'a.flo5', 'w') as h: h.create_dataset('flow', (32, 32, 2), 'f4', chunks=(16, 16, 2))[:16] = 1
+    with pytest.raises(InputError, match='2 of its 4 pieces'): read_flow(tmp_path/'a.flo5')
+
+
+def test_pictures_that_unpack_to_less_than_they_claim_are_refused_before_decoding(tmp_path):
+    import zlib
+    (tmp_path/'a.png').write_bytes(png(3000, 3000, 8, 2, zlib.compress(bytes(200_000))))
+    tracemalloc.start()
+    with pytest.raises(InputError, match='3000 x 3000 pixels; .* cannot hold them'): read_image(tmp_path/'a.png')
+    assert tracemalloc.get_traced_memory()[1] < 3_000_000
+    tracemalloc.stop()
