@@ -36,13 +36,13 @@ def _number(text, where):
     if isinstance(text, bool) or not abs(x) < 1e6: raise InputError(f"{where}: {str(text)[:40]!r} is no pixel coordinate")
     return x
 
-# %% ../nbs/05d_photo_skin.ipynb #85c98b8f
+# %% ../nbs/05d_photo_skin.ipynb #4b491dd9
 def _named(pairs, path):
     "(68,2) from (name or number, x, y) rows; points that are not given are NaN."
     out = np.full((68, 2), np.nan)
     for name, x, y in pairs:
         name = str(name).strip(); k = int(name) if name.isascii() and name.isdigit() and len(name) < 3 else -1
-        if not 0 <= k < 68: k = LANDMARKS.index(check_name(name[:40], LANDMARKS, f'landmark in {path.name}'))
+        if not 0 <= k < 68: k = LANDMARKS.index(check_name(ascii(name[:40])[1:-1], LANDMARKS, f'landmark in {path.name}'))
         if np.isfinite(out[k]).any(): raise InputError(f"{path}: landmark {LANDMARKS[k]} is given twice")
         out[k] = _number(x, f'{path}: {LANDMARKS[k]}'), _number(y, f'{path}: {LANDMARKS[k]}')
     return out
