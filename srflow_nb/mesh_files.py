@@ -281,10 +281,10 @@ def _numbers(g, where, count, code, width):
     _claim(g, count*width*max(dtype.itemsize, 4)+500)                      # an array costs something even when it is empty
     return np.ndarray((count, width), dtype, data, at, (step, dtype.itemsize)).copy()
 
-# %% ../nbs/03b_mesh_files.ipynb #23fe3759
+# %% ../nbs/03b_mesh_files.ipynb #54037c84
 def _accessor(g, i, *types):
     "The array that accessor i speaks of: (count, width), float32 where its numbers are fractions."
-    a = _entry(g, 'accessors', i); count, code = _whole(a, 'count'), a.get('componentType')
+    a = _entry(g, 'accessors', i); count, code = _whole(a, 'count'), _whole(a, 'componentType')
     if a.get('type') not in types: raise InputError(f"accessor {i} is of type {_brief(a.get('type'))}; expected {' or '.join(types)}")
     width = _WIDTHS[a['type']]
     if 'bufferView' in a: out = _numbers(g, a, count, code, width)
@@ -293,12 +293,12 @@ def _accessor(g, i, *types):
     if a.get('normalized') is True and out.dtype.kind in 'iu': out = (out/np.float32(np.iinfo(out.dtype).max)).clip(-1)
     return out
 
-# %% ../nbs/03b_mesh_files.ipynb #970145c2
+# %% ../nbs/03b_mesh_files.ipynb #5a332ee0
 def _fill_sparse(g, s, out, code):
     "Put the stored rows of a sparse accessor into `out`."
     where, values, n = s.get('indices'), s.get('values'), _whole(s, 'count', most=len(out))
     if not isinstance(where, dict) or not isinstance(values, dict): raise InputError("sparse without indices and values; expected both")
-    rows = _numbers(g, where, n, where.get('componentType'), 1)[:, 0]
+    rows = _numbers(g, where, n, _whole(where, 'componentType'), 1)[:, 0]
     if rows.dtype.kind != 'u' or (n and int(rows.max()) >= len(out)): raise InputError(f"a sparse index beyond the {len(out)} rows")
     out[rows] = _numbers(g, values, n, code, out.shape[1])
 
@@ -454,7 +454,7 @@ def _keep(mesh, words):
     if not keep.any(): raise InputError(f"no part is called {' or '.join(words)}; found: {', '.join(mesh.names[:12])}")
     rows = keep[mesh.parts]; mesh.faces, mesh.uv, mesh.parts = mesh.faces[rows], mesh.uv[rows], mesh.parts[rows]
 
-# %% ../nbs/03b_mesh_files.ipynb #720f64e2
+# %% ../nbs/03b_mesh_files.ipynb #5217ab82
 def read_mesh(
     path: str|Path,      # .obj, .glb or .gltf
     morphs=None,         # OBJ only: a folder of .obj files, a list of them, or a dict of name -> file
@@ -470,6 +470,8 @@ def read_mesh(
         mesh = _read_obj(path) if kind == '.obj' else _read_gltf(path)
     if morphs is not None: _add_obj_morphs(mesh, path, morphs)
     with about_file(path):
+        far = max([np.abs(mesh.vertices).max(), *[np.abs(d).max() for d in mesh.morphs.values()]])
+        if not far < 1e12: raise InputError(f"numbers up to {far:.3g}; expected a surface and its displacements within 1e12 units")
         if only is not None: _keep(mesh, [only] if isinstance(only, str) else only)
         mesh = _sewn(mesh) if sew else mesh
         if not len(mesh.faces): raise InputError("every triangle has two corners at one place; expected a surface")
