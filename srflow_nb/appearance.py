@@ -6,7 +6,7 @@
 __all__ = ['SKIN_BASE', 'MELANIN', 'HAEMOGLOBIN', 'PORE', 'skin_color', 'lightness', 'melanin_of', 'MakeUp', 'Appearance',
            'sample_appearance', 'Sites', 'beard_zone', 'relief', 'albedo', 'opacity', 'gloss', 'roughness']
 
-# %% ../nbs/05_appearance.ipynb #a3674e4d
+# %% ../nbs/05_appearance.ipynb #8fc072e6
 import functools
 from dataclasses import dataclass, field
 
@@ -16,16 +16,15 @@ from jaxtyping import Float, Int
 from .core import rng
 from .eyes import cornea_slope, eye_albedo, eye_centres, lash_opacity, mouth_albedo, rim_distance, tongue_albedo, tooth_albedo, tooth_height, tooth_normals
 from .head import REGIONS, Head, normals
-from .light import Light, encode, sample_light, shade
 from .noise import blob, cells, curve_distance, fade, fractal_noise, lerp, slope, soft_step, spots, value_noise
 
-# %% ../nbs/05_appearance.ipynb #00e279a3
+# %% ../nbs/05_appearance.ipynb #54f7b9df
 SKIN_BASE = np.array([.84, .66, .52], np.float32)         # without pigment
 MELANIN = np.array([.88, 1.10, 1.29], np.float32)         # absorption per unit m
 HAEMOGLOBIN = np.array([.10, .58, .44], np.float32)       # absorption per unit h
 
 def skin_color(
-    m: Float[np.ndarray, "N"],         # melanin, 0 (fair) to 2.6 (deep)
+    m: Float[np.ndarray, "N"],         # melanin, 0 (fair) to 2.4 (deep)
     h: Float[np.ndarray, "N"],         # haemoglobin, 0 (pale) to 2 (lips)
 ) -> Float[np.ndarray, "N 3"]:         # albedo, linear RGB in [0,1]
     "Albedo of skin from its two pigments (Beer-Lambert; after Tsumura et al., 2003)."
@@ -64,11 +63,11 @@ class MakeUp:
     eye_shadow: float = 0.              # on the upper lid
     shadow_color: tuple = (.10, .06, .07)  # linear RGB
 
-# %% ../nbs/05_appearance.ipynb #9aae6c77
+# %% ../nbs/05_appearance.ipynb #256b2220
 @dataclass(frozen=True)
 class Appearance:
     "The numbers that make a person's looks; its methods turn them into colour, gloss and relief of points on the head."
-    melanin: float = .6          # 0 fair ... 2.6 deep
+    melanin: float = .6          # 0 fair ... 2.4 deep
     blood: float = .45           # overall haemoglobin
     mottle: float = 1.           # strength of the skin's unevenness
     freckles: int = 40           # how many
@@ -92,10 +91,10 @@ class Appearance:
     beard: float = 0.            # 0 none ... 1 full
     lashes: float = 1.           # density of the lashes
 
-# %% ../nbs/05_appearance.ipynb #0fe3b36e
+# %% ../nbs/05_appearance.ipynb #32dbc89e
 _HAIR = {'black': (.016, .012, .010), 'dark brown': (.035, .020, .012), 'brown': (.075, .040, .020), 'blond': (.34, .22, .10), 'red': (.18, .055, .02), 'grey': (.31, .29, .265)}
 _IRIS = {'dark brown': (.035, .015, .007), 'brown': (.09, .04, .015), 'hazel': (.13, .09, .03), 'green': (.10, .13, .06), 'blue': (.10, .17, .26), 'grey': (.17, .19, .2)}
-_LIPSTICK = ((.42, .03, .05), (.30, .05, .07), (.45, .13, .14), (.20, .02, .05), (.38, .15, .10), (.50, .09, .16))
+_LIPSTICK = ((.40, .03, .05), (.28, .05, .07), (.40, .13, .13), (.20, .02, .05), (.38, .15, .10), (.40, .10, .15))
 _SHADOW = ((.10, .06, .07), (.16, .10, .06), (.07, .07, .10), (.22, .13, .12), (.05, .04, .04), (.12, .16, .17))
 
 def _mix(a, b, t):
@@ -181,12 +180,12 @@ def _darker(a, p, s):
     socket, ring = blob(p, [.029, .000, .08], [.019, .014, .05]), blob(p, [.026, -.0125, .085], [.013, .0048, .05])
     return (1-.6*a.makeup.foundation)*(.07*socket+(.06+.30*a.tired)*ring+.07*blob(p, [.013, -.069, .095], [.019, .016, .05])+.05*blob(p, [.017, .002, .08], [.006, .01, .05]))
 
-# %% ../nbs/05_appearance.ipynb #cbd8a2ef
+# %% ../nbs/05_appearance.ipynb #346fb134
 def _pigments(a: Appearance, s: Sites):
     "Melanin and haemoglobin of each point of skin, before spots and pores."
     p, even = s.points, a.mottle*(1-.7*a.makeup.foundation); n = lambda size, k: fractal_noise(p, size, 6, a.seed*16+k, gain=.82, spacing=s.spacing)
-    m = a.melanin*(1+_darker(a, p, s))+.4*_darker(a, p, s)+(.040+.036*a.melanin)*even*n(.016, 1)
-    h = a.blood*(.85+_redness(a, p, s)+.25*even*(1+_redness(a, p, s).clip(0))*n(.012, 2))
+    m = a.melanin*(1+_darker(a, p, s))+.4*_darker(a, p, s)+(.050+.044*a.melanin)*even*n(.016, 1)
+    h = a.blood*(.85+_redness(a, p, s)+.31*even*(1+_redness(a, p, s).clip(0))*n(.012, 2))
     return np.maximum(m, 0), np.maximum(h, 0)
 
 # %% ../nbs/05_appearance.ipynb #e7bf1a61
@@ -313,7 +312,7 @@ def _brow(a: Appearance, s: Sites):
     strands = value_noise(s.points@np.array([[.8, .6, 0], [-.6, .8, 0], [0, 0, 1]]), np.array([.004, .0009, .004]), a.seed*16+13)
     return np.clip(inside*a.brow*(.78+.45*strands*fade(.0014, s.spacing)), 0, 1)
 
-# %% ../nbs/05_appearance.ipynb #ce5015c1
+# %% ../nbs/05_appearance.ipynb #ae436347
 _COVER = dict(bald=0., shaved=.55, buzz=.8)          # how much of the scalp's paint shows under short styles
 
 def _hair(a: Appearance, s: Sites):
@@ -325,19 +324,19 @@ def _hair(a: Appearance, s: Sites):
 
 def _shadow_of_beard(a: Appearance, s: Sites):
     "How much hair, cut to the skin or grown, darkens each point, in [0,1]."
-    much = max(a.stubble, .5*a.beard); zone = beard_zone(s)*np.clip(.8+.5*fractal_noise(s.points, .01, 3, a.seed*16+1), 0, 1)
+    much = max(a.stubble, .5*a.beard); zone = beard_zone(s)*np.clip(.85+.2*fractal_noise(s.points, .01, 3, a.seed*16+1), 0, 1)
     if much == 0: return np.zeros(len(s.points))
     dots = 2.6*np.exp(-(cells(s.points, .00062, a.seed*16+2)[0]/.00020)**2); w = fade(.0006, s.spacing)
     return np.clip(.60*much*zone*(1+w*(dots-1)), 0, 1)
 
-# %% ../nbs/05_appearance.ipynb #982977fc
+# %% ../nbs/05_appearance.ipynb #f63d30ce
 def _dress(a: Appearance, head: Head, s: Sites, color, lips):
     "Lay make-up, brows, beard and hair over the colour of skin (N,3)."
     k = a.makeup; color = lerp(color, np.asarray(k.lip_color)*np.exp(-.28*a.melanin)*(1+.15*_lip_creases(a, s.points)*fade(.0011, s.spacing))[:, None], .85*k.lipstick*lips)
     lid = soft_step(s.points[:, 1], -.001, .004)*blob(s.points, [.031, .006, .083], [.0135, .0075, .03]); color = lerp(color, k.shadow_color, .8*k.eye_shadow*lid)
     up, low = rim_distance(s.points)[0], rim_distance(s.points, 'lower')[0]; w = fade(.0015, s.spacing)*(head.regions == REGIONS.index('lashes')).any()
     color = lerp(color, np.full(3, .012), w*np.clip((.45+.35*k.eyeliner)*np.exp(-(up/(.0007+.0010*k.eyeliner))**2)+(.18+.4*k.eyeliner**2)*np.exp(-(low/.0007)**2), 0, 1)*min(1., a.lashes+k.eyeliner))
-    color = lerp(color, np.array(a.hair)*.8+.006, _shadow_of_beard(a, s)); cover, hair = _hair(a, s)
+    color = lerp(color, np.array(a.hair)*.4+[.028, .030, .034], _shadow_of_beard(a, s)); cover, hair = _hair(a, s)
     return lerp(lerp(color, np.array(a.hair)*.9+.004, .80*_brow(a, s)), hair, cover)
 
 # %% ../nbs/05_appearance.ipynb #01e801c8

@@ -128,7 +128,7 @@ def test_age_deepens_lines():
 
 def test_pupils_are_black_and_irises_have_their_colour():
     for centre in eye_centres(HEAD):
-        at = lambda deg: centre[None] + .0145*np.array([[0., -np.sin(np.radians(deg)), np.cos(np.radians(deg))]])
+        at = lambda deg, c=centre: c[None] + .0145*np.array([[0., -np.sin(np.radians(deg)), np.cos(np.radians(deg))]])
         assert eye_albedo(HEAD, at(2.), (.1, .17, .26)).max() < .02
         rim = eye_albedo(HEAD, at(15.), (.1, .17, .26))[0]; assert rim[2] > rim[0] > .01
 
