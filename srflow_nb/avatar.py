@@ -24,9 +24,10 @@ from .hair import HAIR_KINDS, grow, sample_hair
 from .head import REGIONS, Head, expression_vector, normals, rigid, sample_gains, sample_identity, traits, triangle_normals
 from .light import Light, shade, shadow
 
-# %% ../nbs/06_avatar.ipynb #c2baa547
+# %% ../nbs/06_avatar.ipynb #b9722358
 DENSITY = dict(skin=1., lips=3., mouth=.5, eyelids=3.4, ears=.9, scalp=.75, neck=.6, eye=4., teeth=1.5, tongue=1., lashes=4., cap=0.)  # Gaussians per area
 
+# %% ../nbs/06_avatar.ipynb #842e98c8
 @functools.lru_cache(8)
 def _density(head: Head, front: float = 1.6):
     "How many Gaussians each triangle deserves per area: more where the face is fine (`front` times as many), fewer where nobody looks."
@@ -47,13 +48,14 @@ def _second_form(head: Head):
     a, b, c = torch.linalg.lstsq(A, dn[:, :, None]).solution[:, :, 0].unbind(1)
     return torch.stack([a, b, b, c], 1).view(-1, 2, 2), R
 
-# %% ../nbs/06_avatar.ipynb #7534cc82
+# %% ../nbs/06_avatar.ipynb #6770061f
 def _open_edges(head: Head):
     "Triangles with an open edge, and which of their edges it is."
     e = np.sort(head.faces[:, [[0, 1], [1, 2], [2, 0]]], 2).reshape(-1, 2)
     _, back, count = np.unique(e, axis=0, return_inverse=True, return_counts=True)
     return np.nonzero((count[back.ravel()] == 1).reshape(-1, 3))
 
+# %% ../nbs/06_avatar.ipynb #41488024
 @functools.lru_cache(8)
 def _bending(head: Head):
     "Curvatures |kappa| of each triangle (F,2) [1/m], the less first, and (F,2) cosine and sine of the first direction."
@@ -72,11 +74,12 @@ def _room(head: Head):
     if lining.any() and len(skin): out[lining] = cKDTree(head.vertices[skin]).query(head.vertices[head.faces[lining]].mean(1))[0]
     return out
 
-# %% ../nbs/06_avatar.ipynb #75e7bd66
+# %% ../nbs/06_avatar.ipynb #c5503d37
 def _front(n):
     "How much denser the front of the face is with `n` Gaussians in all."
     return 1.6*float(np.clip(n/40_000, 1, 12))**.5
 
+# %% ../nbs/06_avatar.ipynb #f8c32fba
 def _spacings(head: Head, area, n):
     "Distances (F,2) [m] between neighbours along and across each triangle's ridge, so that `n` Gaussians fill the area (F,)."
     d = np.maximum(_density(head, _front(n)), 1e-9); h0 = np.sqrt((area*d).sum()/n)
@@ -174,7 +177,7 @@ def _rig_pose(self: Rig,
 
 Rig.bind, Rig.pose = classmethod(_rig_bind), _rig_pose
 
-# %% ../nbs/06_avatar.ipynb #61c72075
+# %% ../nbs/06_avatar.ipynb #22622e5d
 @dataclass(frozen=True, eq=False)
 class Person:
     "Who somebody is, in numbers; `Avatar.create` makes them visible."
@@ -182,11 +185,13 @@ class Person:
     appearance: Appearance                     # skin, eyes, hair
     gains: np.ndarray                          # (K,) how strongly this face makes each expression unit
 
+# %% ../nbs/06_avatar.ipynb #1df5a1f4
 def _looks(head, identity, seed):
     "Looks that fit the age, sex and ancestry of an identity."
     t = traits(head, identity)
     return replace(sample_appearance(seed, t), **sample_hair(rng(seed, 'hair'), t))
 
+# %% ../nbs/06_avatar.ipynb #35eebcfa
 def sample_person(
     seed: int,                                 # one seed, one person
     head: Head|None = None,                    # None: the head that ships with the library
@@ -199,7 +204,7 @@ def sample_person(
 LABELS = ('background', 'skin', 'hair', 'eyes', 'mouth')          # `Avatar.labels` counts into this
 _LABEL_OF = dict(lashes=2, eye=3, lips=4, mouth=4, teeth=4, tongue=4)      # regions that are not skin
 
-# %% ../nbs/06_avatar.ipynb #a2360873
+# %% ../nbs/06_avatar.ipynb #1b00ebe9
 @dataclass(eq=False)
 class Avatar:
     "A person as Gaussians bound to the triangles of a head; make one with `Avatar.create`."
@@ -226,7 +231,7 @@ class Avatar:
     def __len__(self): return len(self.triangle_ids)
 
     @functools.cached_property
-    def solid(self): return torch.from_numpy(self.head.regions != REGIONS.index('lashes')).to(self.faces.device)   # triangles that throw a shadow
+    def _solid(self): return torch.from_numpy(self.head.regions != REGIONS.index('lashes')).to(self.faces.device)   # lashes throw no shadow
 
 # %% ../nbs/06_avatar.ipynb #0ec9051d
 def _create_avatar(cls,
@@ -251,7 +256,7 @@ def _create_avatar(cls,
     rest, faces, gains = (torch.as_tensor(x).to(device) for x in (rest, faces, np.asarray(gains, np.float32)))
     return cls(head, identity, looks, gains, rest, faces, strands=_rig_to(strands, device), **joined, **{k: torch.as_tensor(x).to(device) for k, x in parts.items()})
 
-# %% ../nbs/06_avatar.ipynb #b97cd5ad
+# %% ../nbs/06_avatar.ipynb #0ccf655d
 def _people(head, identity, appearance):
     "Turn seeds and None into weights and an Appearance."
     if isinstance(identity, (int, np.integer)): identity = sample_identity(head, int(identity))
@@ -259,10 +264,12 @@ def _people(head, identity, appearance):
     identity = np.asarray(identity, np.float32)
     return identity, _looks(head, identity, int(appearance)) if isinstance(appearance, (int, np.integer)) else appearance or Appearance()
 
+# %% ../nbs/06_avatar.ipynb #80f16e7a
 def _rig_to(rig, device):
     "The rig on another device."
     return Rig(*[x.to(device) for x in (rig.triangle_ids, rig.means, rig.quats, rig.scales, rig.axes, rig.size)])
 
+# %% ../nbs/06_avatar.ipynb #cbccd6b1
 def _person(cls,
     seed: int,                             # one seed, one person
     n: int = 20_000,                       # number of Gaussians, hair included
@@ -274,11 +281,11 @@ def _person(cls,
 
 Avatar.create, Avatar.person = classmethod(_create_avatar), classmethod(_person)
 
-# %% ../nbs/06_avatar.ipynb #98a0a1f8
-SPREAD, FLATNESS, SOLID, HAIR_SHARE = .78, .12, .98, .3     # scale / spacing, thickness / scale, opacity of solid surface, strands / all
+# %% ../nbs/06_avatar.ipynb #7e8f71b7
+SPREAD, FLATNESS, SOLID, HAIR_SHARE = .78, .12, .99, .3     # scale / spacing, thickness / scale, opacity of solid surface, strands / all
 
-# %% ../nbs/06_avatar.ipynb #f27b20a0
-COVER = 1.5                                # what the nearest discs should add up to at any place, in peaks of a disc
+# %% ../nbs/06_avatar.ipynb #f636cdf4
+COVER = 2.1                                # what the nearest discs should add up to at any place, in peaks of a disc
 
 def _growth(points, scale, probes):
     "Factor (N,) on the size of Gaussians next to gaps; `scale` (N,) is their mean reach [m]."
@@ -286,7 +293,7 @@ def _growth(points, scale, probes):
     distance, near = cKDTree(points).query(probes, 4); grow = np.ones(len(points), np.float32)
     for _ in range(3):
         cover = np.exp(-.5*(distance/(scale*grow)[near])**2).sum(1); thin = cover < COVER
-        np.maximum.at(grow, near[thin, 0], (grow[near[thin, 0]]*(1+.5*(COVER-cover[thin]))).clip(max=1.6).astype(np.float32))
+        np.maximum.at(grow, near[thin, 0], (grow[near[thin, 0]]*(1+.5*(COVER-cover[thin]))).clip(max=1.7).astype(np.float32))
     return grow
 
 # %% ../nbs/06_avatar.ipynb #f3c277b9
@@ -297,12 +304,13 @@ def _below_hair(places, labels, roots):
     tree = cKDTree(roots); apart = np.median(tree.query(roots, 2)[0][:, 1])
     return np.where((labels == 1) & (tree.query(places)[0] < max(2*apart, .006)), 2, labels)
 
-# %% ../nbs/06_avatar.ipynb #be6f57d5
+# %% ../nbs/06_avatar.ipynb #cb7f7287
 def _duals(corners, R):
     "Weights (F,2,2) that make the first two axes of each triangle's frame from its two edges at rest: the inverse of the edges in the plane."
     e = (corners[:, 1]-corners[:, 0]).norm(dim=1).clamp_min(1e-9); fx, fy, _ = ((corners[:, 2]-corners[:, 0])[:, None]@R)[:, 0].unbind(1)
     return torch.stack([1/e, 0*e, -fx/(e*fy.clamp_min(1e-9)), 1/fy.clamp_min(1e-9)], 1).view(-1, 2, 2)
 
+# %% ../nbs/06_avatar.ipynb #010a0c60
 def _places(vertices, faces, ids, bary):
     "Points (n,3) on triangles."
     return (vertices[faces[ids]]*bary[:, :, None]).sum(1)
@@ -369,16 +377,18 @@ def _carried(self: Avatar, v):
     surface = means, quats, self.sizes*k, frames.view(-1, 3, 3), torch.nn.functional.normalize(bumpy, dim=1)
     return tuple(torch.cat(pair) for pair in zip(surface, (*hair, hair[3][:, :, 2])))
 
-# %% ../nbs/06_avatar.ipynb #d02c5430
+# %% ../nbs/06_avatar.ipynb #c4a33d10
 @numba.njit(cache=True, nogil=True)
 def _cross(a, b): return (a[1]*b[2]-a[2]*b[1], a[2]*b[0]-a[0]*b[2], a[0]*b[1]-a[1]*b[0])
 
+# %% ../nbs/06_avatar.ipynb #65d8ebb0
 @numba.njit(cache=True, nogil=True)
 def _hamilton(p, q, out):
     "Quaternion product, w x y z, p's turn second."
     out[0] = p[0]*q[0]-p[1]*q[1]-p[2]*q[2]-p[3]*q[3]; out[1] = p[0]*q[1]+p[1]*q[0]+p[2]*q[3]-p[3]*q[2]
     out[2] = p[0]*q[2]-p[1]*q[3]+p[2]*q[0]+p[3]*q[1]; out[3] = p[0]*q[3]+p[1]*q[2]-p[2]*q[1]+p[3]*q[0]
 
+# %% ../nbs/06_avatar.ipynb #7db6b859
 @numba.njit(cache=True, nogil=True)
 def _quaternion(R, q):
     "Quaternion of a rotation matrix (Shepperd, 1978), w >= 0."
@@ -449,7 +459,7 @@ def _carried_fast(self: Avatar, v):
     if len(s): _move_strands(v, faces, a(s.triangle_ids), a(s.means), a(s.quats), a(s.scales), a(s.axes), a(s.size), R, k, q, len(self.sizes), out)
     return tuple(torch.from_numpy(x) for x in out)
 
-# %% ../nbs/06_avatar.ipynb #d543aa43
+# %% ../nbs/06_avatar.ipynb #52306e76
 def _pose(self: Avatar,
     expression=None,             # dict of unit name -> weight, or (K,) weights; None: at rest
     head_pose=None,              # (6,) rotation vector [rad] and translation [m], or (4,4)
@@ -460,7 +470,7 @@ def _pose(self: Avatar,
     v, light = self.vertices(expression, head_pose), light or Light()
     means, quats, scales, frames, n = (_carried if v.requires_grad or v.device.type != 'cpu' else _carried_fast)(self, v)
     with torch.no_grad():
-        lit = shadow(means, n, v, self.faces[self.solid], light)
+        lit = shadow(means, n, v, self.faces[self._solid], light)
         view = torch.nn.functional.normalize(torch.as_tensor((0., 0., 1.) if eye is None else eye, dtype=v.dtype, device=v.device)-means, dim=1)
         gloss = self.gloss*(8*(n*view).sum(1)).clamp(0, 1)                       # what turns away from us must not shine around the outline
     color = shade(self.albedo, n, light, self.occlusion, shadow=lit, gloss=gloss, roughness=self.roughness, view=view)
