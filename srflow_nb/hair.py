@@ -6,7 +6,7 @@
 __all__ = ['HAIR_KINDS', 'HAIR_STYLES', 'BROW_START', 'BROW_END', 'BEARDS', 'LID_RIMS', 'Strands', 'Style', 'Roots', 'Shell',
            'Curves', 'grow', 'sample_hair']
 
-# %% ../nbs/05c_hair.ipynb #c372a0c0
+# %% ../nbs/05c_hair.ipynb #98f58f3b
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -18,8 +18,7 @@ from scipy.spatial import cKDTree
 from .appearance import Appearance
 from .core import InputError, check_name, rng
 from .gaussians import rotmat_to_quat
-from .head import REGIONS, Head
-from .head import normals as vertex_normals
+from .head import REGIONS, Head, normals as vertex_normals
 from .noise import soft_step
 
 # %% ../nbs/05c_hair.ipynb #f6c3e18a
@@ -66,10 +65,9 @@ class Style:
     fringe: float = 0.           # share of the front's hair that falls over the forehead
     fuzz: bool = False           # too tightly curled to follow: short pieces, most of them near the surface
 
-# %% ../nbs/05c_hair.ipynb #d02a24f9
+# %% ../nbs/05c_hair.ipynb #c07de50b
 HAIR_STYLES = dict(
-    bald=Style(0.),
-    buzz=Style(.006, .8, lift=.75, gravity=.02, body=.003, clump=0.),
+    bald=Style(0.), buzz=Style(.006, .8, lift=.75, gravity=.02, body=.003, clump=0.),
     receding=Style(.028, .7, back=.7, lift=.45, body=.005, clump=.3),
     short=Style(.042, .38, forward=.5, whorl=.4, part=.15, lift=.5, gravity=.12, body=.009, clump=.45),
     parted=Style(.075, .32, part=1., back=.25, lift=.42, gravity=.13, body=.012, clump=.45),
@@ -106,25 +104,21 @@ class Roots:
 
     def __getitem__(self, i): return Roots(*[getattr(self, f.name)[i] for f in fields(self)])
 
-# %% ../nbs/05c_hair.ipynb #dc0f4864
+# %% ../nbs/05c_hair.ipynb #e7d99aac
 _R2 = np.array([.7548776662466927, .5698402909980532])    # the plane's golden ratio (Roberts, 2018)
 
 def _scatter(weights, n, g):
     "n points spread evenly over triangles with these weights: triangle ids (ascending) and barycentric weights."
-    edges = np.cumsum(weights)/max(weights.sum(), 1e-30)
-    ids = np.searchsorted(edges, (np.arange(n)+g.uniform())/max(n, 1)).clip(max=len(weights)-1)
-    a, b = (g.random((len(weights), 2))[ids]+np.arange(n)[:, None]*_R2).T % 1
-    a, b = np.where(a+b > 1, [1-a, 1-b], [a, b])
+    edges = np.cumsum(weights)/max(weights.sum(), 1e-30); ids = np.searchsorted(edges, (np.arange(n)+g.uniform())/max(n, 1)).clip(max=len(weights)-1)
+    a, b = (g.random((len(weights), 2))[ids]+np.arange(n)[:, None]*_R2).T % 1; a, b = np.where(a+b > 1, [1-a, 1-b], [a, b])
     return ids, np.stack([1-a-b, a, b], 1)
 
-# %% ../nbs/05c_hair.ipynb #b7b37bb7
+# %% ../nbs/05c_hair.ipynb #bea1fa6d
 def _roots(head, rest, normals, zone, n, seed, key):
     "About n roots, spread over the triangles with the density `zone(template points, masks)` in [0,1]."
     g = rng(seed, 'hair', key); f = head.faces; skin = np.isin(head.regions, [REGIONS.index(r) for r in ('skin', 'scalp', 'neck', 'lips', 'eyelids')])
-    chance = zone(head.vertices, head.masks)[f].max(1)*skin
-    area = np.linalg.norm(np.cross(rest[f[:, 1]]-rest[f[:, 0]], rest[f[:, 2]]-rest[f[:, 0]]), axis=1)/2
-    ids, bary = _scatter(np.where(chance > .02, area, 0), int(n), g); u = g.random((len(ids), 4))
-    p = _at(head.vertices, head, ids, bary)
+    chance = zone(head.vertices, head.masks)[f].max(1)*skin; area = np.linalg.norm(np.cross(rest[f[:, 1]]-rest[f[:, 0]], rest[f[:, 2]]-rest[f[:, 0]]), axis=1)/2
+    ids, bary = _scatter(np.where(chance > .02, area, 0), int(n), g); u = g.random((len(ids), 4)); p = _at(head.vertices, head, ids, bary)
     keep = u[:, 0] < zone(p, {k: _at(m, head, ids, bary) for k, m in head.masks.items()}); ids, bary, p, u = ids[keep], bary[keep], p[keep], u[keep]
     u[:, 0] = g.random(len(u))
     return Roots(ids, p, _at(rest, head, ids, bary), _unit(_at(normals, head, ids, bary)), u)
@@ -162,7 +156,7 @@ def _beard_zone(sort, p, masks):
     nude = 1-soft_step(.012-abs(y+.082), 0, .004)*soft_step(x, .006, .010)*(1-soft_step(x, .016, .022))    # beside the tuft below the lip
     return np.maximum(part[sort]*nude, lip*(sort != 'chin strap'))*off_lips*(masks['mouth'] < .3)
 
-# %% ../nbs/05c_hair.ipynb #8abae2db
+# %% ../nbs/05c_hair.ipynb #7d1ee744
 class Shell:
     "The head's outline as a radius for every direction from an axis: a sphere above, a cylinder below."
     def __init__(self,
@@ -173,8 +167,8 @@ class Shell:
     ):
         self.centre, self.cell, self.reach = centre, cell, .075*np.pi/2
         w = np.array([[a, b, 6-a-b] for a in range(7) for b in range(7-a)])/6; p = np.einsum('kc,fcd->fkd', w, rest[faces]).reshape(-1, 3)
-        row, col, r, _ = self._place(p); self.shape = (int(row.max())+2, 192)
-        table = np.zeros(self.shape); np.maximum.at(table, (row.astype(int), (col*192).astype(int) % 192), r)
+        row, col, r, _ = self._place(p); self.shape = (int(row.max())+2, 192); table = np.zeros(self.shape)
+        np.maximum.at(table, (row.astype(int), (col*192).astype(int) % 192), r)
         for _ in range(12): table = np.where(table > 0, table, maximum_filter(table, 3, mode=('nearest', 'wrap')))
         smooth = gaussian_filter1d(gaussian_filter1d(table, 1., axis=1, mode='wrap'), 1., axis=0, mode='nearest'); self.table = np.maximum(table, smooth)
 
@@ -193,14 +187,12 @@ class Shell:
         c = col*192-.5; j, t = np.floor(c).astype(int), c % 1; T = lambda di, dj: self.table[i+di, (j+dj) % 192]
         return r-((1-s)*((1-t)*T(0, 0)+t*T(0, 1))+s*((1-t)*T(1, 0)+t*T(1, 1))), out
 
-# %% ../nbs/05c_hair.ipynb #ef4470dc
+# %% ../nbs/05c_hair.ipynb #87a604b0
 def _comb(style: Style, p, out, centre, tie, side, free):
     "The direction in which a comb (and the whorl at the crown) pulls hair at points p; unit, along the head."
-    q = (p-centre)/.08; crown = _unit(np.array([.12, .75, -.65]))
-    away = _unit(q)-crown; spiral = np.cross(out, away)
+    q = (p-centre)/.08; crown = _unit(np.array([.12, .75, -.65])); away = _unit(q)-crown; spiral = np.cross(out, away)
     d = style.whorl*(away+.5*spiral)+style.back*np.array([0, .1, -1.])+style.forward*np.array([0., -.2, 1.])
-    front = soft_step(q[:, 1]+.35*q[:, 2], -.1, .6)[:, None]
-    d = d+style.part*front*np.stack([side*free, -.2-.4*(1-free), .15+1.5*(1-free)], 1)
+    front = soft_step(q[:, 1]+.35*q[:, 2], -.1, .6)[:, None]; d = d+style.part*front*np.stack([side*free, -.2-.4*(1-free), .15+1.5*(1-free)], 1)
     if tie is not None: d = d+2*_unit(tie-p)
     return _unit(d-(d*out).sum(1, keepdims=True)*out)
 
@@ -320,27 +312,24 @@ def _curled(c, s, t):
     phase = 2*np.pi*(t*length/c.turn*(.8+.4*c.roots.u[s, 1])+np.broadcast_to(c.phase, len(c.roots))[s]); r = (c.curl*soft_step(t*length, 0, .02)*(.6+.8*c.roots.u[s, 3]))[:, None]
     return p+r*(np.cos(phase)[:, None]*out+np.sin(phase)[:, None]*side)
 
-# %% ../nbs/05c_hair.ipynb #8a6e7347
+# %% ../nbs/05c_hair.ipynb #49254310
 def _chain(c: Curves, m, first=0):
     "Cut strand s into m[s] Gaussians, end to end."
     s = np.repeat(np.arange(len(m)), m); j = np.arange(len(s))-np.repeat(np.cumsum(m)-m, m); share = m[s].astype(float)
     t = (j+.5)/share; t = 1-.75*(1-t)**1.5 if c.fuzz else t; half = np.minimum(.5/share, .14*c.turn/np.maximum(c.lengths()[s], 1e-6) if c.curl else 1)
-    ends = [_curled(c, s, t+k*half) for k in (-1, 1)]
-    step = ends[1]-ends[0]; length = np.linalg.norm(step, axis=1); along = _unit(step)
-    out, side = _frame(c, s, t, along); taper = 1-.55*soft_step(t, .6, 1.)
-    w = c.width[s]*taper; tilt = .5*(c.roots.u[s, 0]-.5)[:, None]
+    ends = [_curled(c, s, t+k*half) for k in (-1, 1)]; step = ends[1]-ends[0]; length = np.linalg.norm(step, axis=1); along = _unit(step)
+    out, side = _frame(c, s, t, along); taper = 1-.55*soft_step(t, .6, 1.); w = c.width[s]*taper; tilt = .5*(c.roots.u[s, 0]-.5)[:, None]
     color = c.color[s]*(c.root_shade+(c.tip_shade-c.root_shade)*soft_step(t, 0, .7))[:, None]
     opacity = np.broadcast_to(c.opacity, len(m))[s]*(1-c.fade*soft_step(t, .8-c.fade, 1.)); f32 = lambda a: np.ascontiguousarray(a, np.float32)
     quats = rotmat_to_quat(torch.from_numpy(np.stack([along, side, out], 2))).numpy(); scales = np.stack([np.maximum(.42*length, w), w, c.flat*w], 1)
     return Strands(c.roots.triangle[s], f32((ends[0]+ends[1])/2), f32(quats), f32(scales), f32(_unit(out+tilt*along+.3*tilt*side)), f32(opacity), f32(np.clip(color, 0, 1)),
                    np.full(len(s), HAIR_KINDS.index(c.kind)), s+first, np.full(len(s), c.gloss, np.float32))
 
-# %% ../nbs/05c_hair.ipynb #e1d3d6c8
+# %% ../nbs/05c_hair.ipynb #9712c59d
 def _colors(a: Appearance, n, g, grey=1.):
     "Linear RGB (n,3) of strands: each a little different, some grey with age."
-    share = grey*.95*soft_step(a.age, .45, 1.05)
-    c = np.array(a.hair)*np.exp(.22*g.normal(size=(n, 1))+.05*g.normal(size=(n, 3)))
-    white = np.array([.42, .41, .40])*g.uniform(.7, 1.1, (n, 1)); mixed = np.clip(share+1.6*share*(1-share)*g.normal(size=(n, 1)), 0, 1)
+    share = grey*.9*soft_step(a.age, .5, 1.05); c = np.array(a.hair)*np.exp(.22*g.normal(size=(n, 1))+.05*g.normal(size=(n, 3)))
+    white = np.array([.42, .41, .40])*g.uniform(.7, 1.1, (n, 1)); mixed = np.clip(share+.8*share*(1-share)*g.normal(size=(n, 1)), 0, 1)
     return c+mixed*(white-c)                          # a strand stands for many hairs, so it is rarely all grey or not at all
 
 # %% ../nbs/05c_hair.ipynb #f433a648
@@ -368,20 +357,19 @@ def _split(share, n):
         m[rows] += np.sign(spare); spare = n-m.sum()
     return m
 
-# %% ../nbs/05c_hair.ipynb #aead155b
+# %% ../nbs/05c_hair.ipynb #7560597e
 def _dress(c, under, area, n):
     "Give scalp curves their widths and darkness; returns how many Gaussians each gets, n in all."
-    u = c.roots.u; c.color *= (.78+.42*u[:, 2:3])*np.where(under, .9, 1.)[:, None]
-    length = c.lengths(); m = _split(length*np.where(under, .5, 1.), n)
+    u = c.roots.u; c.color *= (.78+.42*u[:, 2:3])*np.where(under, .9, 1.)[:, None]; length = c.lengths(); m = _split(length*np.where(under, .5, 1.), n)
     seen = np.minimum(length, .28*m*c.turn) if c.curl else length                      # pieces of tight curls are short
     width = np.clip(1.9*area/(2.2*(seen*np.where(under, 3., 1.)).sum()), 4e-5, .0022)*np.where(under, 3., .75+.5*u[:, 3])
-    c.width = np.minimum(width, .2*seen/m+.0002); return m
+    c.width = np.minimum(width, .2*seen/m+.0002 if length.mean() > .01 else .0006); return m
 
-# %% ../nbs/05c_hair.ipynb #cb10d111
+# %% ../nbs/05c_hair.ipynb #7712eba7
 def _plan(style, n):
     "Mean length of hair [m], steps of growth, and Gaussians a strand, when there are n in all."
     mean = style.length*(.55+.45*style.sides); steps = 28 if style.tie else int(np.clip(mean/.012, 5 if mean < .01 else 12, 30))
-    if style.fuzz: return mean, steps, 3
+    if style.fuzz or mean < .01: return mean, steps, 3 if style.fuzz else 1
     return mean, steps, max(3, min(24, round(5*mean/style.turn))) if style.curl else max(2, min(24, round((n/14)**.5*mean**.5*1.2)))
 
 def _scalp(a, style, head, rest, normals, shell, n, seed):
@@ -389,16 +377,18 @@ def _scalp(a, style, head, rest, normals, shell, n, seed):
     g = rng(seed, 'hair', 'cut'); mean, steps, pieces = _plan(style, n); zone = lambda p, m: _scalp_zone(a, p, m)
     roots = _roots(head, rest, normals, zone, 1.35*n/pieces, seed, 'scalp')
     if not len(roots): return []
-    tie = None if style.tie is None else _on_shell(shell, np.array(style.tie), .006); part = g.choice([-1, 1])*g.uniform(.0, .03) if style.part else 0.
+    roots = roots[np.sort(g.permutation(len(roots))[:max(int(.8*n), 1)])]; part = g.choice([-1, 1])*g.uniform(.0, .03) if style.part else 0.
+    tie = None if style.tie is None else _on_shell(shell, np.array(style.tie), .006)
     length = _lengths(style, roots, g) if tie is None else 1.5*np.linalg.norm(roots.points-tie, axis=1)+.01
     points, free, side = _scalp_curves(style, roots, shell, length, tie, part, steps); under = roots.u[:, 2] < .25     # the lowest layer
     leader = _locks(roots, side, free, min(len(roots)//7, 400), g); points = _gather(points, roots, style.clump*~under[:, None, None], leader)
-    phase = roots.u[:, 2]
-    if style.curl and not style.fuzz: roots.u[:, 1:4:2] = roots.u[leader, 1:4:2]; phase = phase[leader]+.12*phase      # a lock curls as one
+    if style.curl and not style.fuzz: roots.u[:, 1:4:2] = roots.u[leader, 1:4:2]                                       # a lock curls as one
     points = _respaced(points, _cut(style, points, roots, g, tie, free), 0 if style.curl else 1.)
-    c = Curves(roots, points, shell.height(points)[1], _colors(a, len(roots), g), np.ones(len(roots)), curl=style.curl, turn=style.turn, phase=phase,
+    c = Curves(roots, points, shell.height(points)[1], _colors(a, len(roots), g), np.ones(len(roots)), curl=style.curl, turn=style.turn, phase=roots.u[leader, 2]+(1. if style.fuzz else .12)*roots.u[:, 2],
                root_shade=.78 if tie is None else .95, fuzz=style.fuzz, gloss=.04 if style.fuzz else .1)
-    return [(c, _dress(c, under, style.cover*_zone_area(head, rest, zone), n))]
+    area, grey = _zone_area(head, rest, zone), a.age > .62              # the skin is painted in the hair's first colour
+    shadow = [_shadow(c.color.mean(0), _roots(head, rest, normals, zone, n//6, seed, 'scalp shadow'), area, 'scalp', .85 if grey else .5, .004 if grey else .0024)] if grey or mean < .01 else []
+    return [(c, _dress(c, under, style.cover*area, n-sum(len(m) for _, m in shadow))), *shadow]
 
 # %% ../nbs/05c_hair.ipynb #bf90d0b4
 def _knot_roots(rest, head, normals, tie, count, g):
@@ -416,16 +406,14 @@ def _bun(roots, out, g, K=20):
     n = np.cos(lat)[..., None]*(np.cos(angle)[..., None]*up+np.sin(angle)[..., None]*across)+1.15*np.sin(lat)[..., None]*out
     return centre[:, None]+r[:, None, None]*n, _unit(n)
 
-# %% ../nbs/05c_hair.ipynb #d7fa13d5
+# %% ../nbs/05c_hair.ipynb #5e0ca761
 def _tail(roots, out, shell, g, K=24):
     "Points of strands that leave the tie and fall down behind."
     S = len(roots); d = _unit(1.3*out+[0, .2, 0]+.16*g.normal(size=(S, 3))); x = roots.points+.006*g.normal(size=(S, 3)); curve = [x]; h = ((.22+.05*g.random(S))/K)[:, None]
-    axis = _unit(out*np.array([1, 0, 1.]))
     for k in range(K-1):
         d = _unit(d+.2*np.array([0., -1, 0])); x = x+h*d
         above, o = shell.height(x); x = x+np.maximum(.012+.012*roots.u[:, 2]-above, 0)[:, None]*o; curve.append(x)
-    points = np.stack(curve, 1); middle = points.mean(0)
-    return points, _unit(points-middle+.006*axis)
+    points = np.stack(curve, 1); return points, _unit(points-points.mean(0)+.006*_unit(out*[1, 0, 1]))
 
 # %% ../nbs/05c_hair.ipynb #8538c481
 def _knot(a, style, head, rest, normals, shell, n, seed):
@@ -437,14 +425,13 @@ def _knot(a, style, head, rest, normals, shell, n, seed):
     c.color *= (.5+.5*roots.u[:, 2:3]); c.width = np.full(count, np.clip(2*(.012 if style.knot == 'bun' else .03)/(2.2*c.lengths().sum()), 4e-5, .003))
     return c, np.full(count, max(2, n//count))
 
-# %% ../nbs/05c_hair.ipynb #6be471e1
+# %% ../nbs/05c_hair.ipynb #acfad750
 def _scalp_and_knot(a, style, head, rest, normals, n, seed):
     "Scalp hair, and what is tied from it."
     scalp = rest[head.masks['scalp'] > .5]; low, high = scalp.min(0), scalp.max(0)
     centre = np.array([(low[0]+high[0])/2, high[1]-(high[0]-low[0])/2, (low[2]+high[2])/2])
     shell = Shell(rest, head.faces[np.isin(head.regions, [REGIONS.index(r) for r in ('skin', 'lips', 'ears', 'scalp', 'neck')])], centre)
-    knot = int(n*dict(bun=.22, tail=.35).get(style.knot, 0.))
-    tied = [_knot(a, style, head, rest, normals, shell, knot, seed)] if knot else []
+    knot = int(n*dict(bun=.22, tail=.35).get(style.knot, 0.)); tied = [_knot(a, style, head, rest, normals, shell, knot, seed)] if knot else []
     return _scalp(a, style, head, rest, normals, shell, n-sum(int(m.sum()) for _, m in tied), seed)+tied
 
 # %% ../nbs/05c_hair.ipynb #55a327a0
@@ -511,7 +498,7 @@ def _beard_directions(roots, g):
     lip = soft_step(p[:, 1], -.071, -.066)*(1-soft_step(x, .030, .036))*soft_step(p[:, 2], .07, .08)
     return np.stack([side*(.25+1.1*lip*soft_step(x, .001, .010)), -1+0*x, .15+0*x], 1)+.2*g.normal(size=(len(p), 3)), chin, lip
 
-# %% ../nbs/05c_hair.ipynb #ede421f5
+# %% ../nbs/05c_hair.ipynb #ec092ed6
 def _beard(a, sort, head, rest, normals, n, seed):
     "Curves of a beard: it leaves the skin downwards, the moustache sideways, and hangs. Under it lies a soft shadow."
     zone = lambda p, m: _beard_zone(sort, p, m); b = float(np.clip(a.beard, 0, 1)); long = .0022+.028*b**1.7; shadow = int(.2*min(n, 8000))
@@ -525,14 +512,14 @@ def _beard(a, sort, head, rest, normals, n, seed):
                gloss=.05, kind='beard', curl=.0012*b, turn=.012, phase=roots.u[:, 2])
     area = _zone_area(head, rest, zone); w = (.5+1.3*b)*area/(2.2*length.sum())
     c.width = np.minimum(np.clip(w, 4e-5, .0012), .11*length/segments+.0001)*(.7+.6*roots.u[:, 1]); c.opacity = (.8+.15*b)*_pale(c.width, n/.35)
-    return [(c, np.full(len(side), segments)), _shadow(a, _roots(head, rest, normals, zone, 1.5*shadow, seed, 'beard shadow'), area, b)]
+    return [(c, np.full(len(side), segments)), _shadow(c.color.mean(0), _roots(head, rest, normals, zone, 1.5*shadow, seed, 'beard shadow'), area, 'beard', .25+.3*b)]
 
-# %% ../nbs/05c_hair.ipynb #189eb2ed
-def _shadow(a, roots, area, b):
-    "Flat pale discs on the skin below a beard: hair too short or too thin to be drawn one by one."
-    size = min(.0024, np.sqrt(area/max(len(roots), 1)))*(.6+.7*roots.u[:, 1]); along = _unit(np.cross(roots.normals, [1., .1, .2]))
+# %% ../nbs/05c_hair.ipynb #3bb43e95
+def _shadow(color, roots, area, kind, opacity, most=.0024):
+    "Flat pale discs on the skin below a beard or a shaved head: hair too short or too thin to be drawn one by one."
+    size = min(most, np.sqrt(area/max(len(roots), 1)))*(.6+.7*roots.u[:, 1]); along = _unit(np.cross(roots.normals, [1., .1, .2]))
     points = roots.points[:, None]+.0003*roots.normals[:, None]+np.array([-1., 1])[None, :, None]*(size[:, None]*along)[:, None]
-    return Curves(roots, points, np.repeat(roots.normals[:, None], 2, 1), np.array(a.hair)*np.ones((len(roots), 1)), size, .9, .9, .25+.3*b, gloss=0., flat=.15, kind='beard'), np.ones(len(roots), int)
+    return Curves(roots, points, np.repeat(roots.normals[:, None], 2, 1), np.array(color)*np.ones((len(roots), 1)), size, .9, .9, opacity, gloss=0., flat=.1, kind=kind), np.ones(len(roots), int)
 
 # %% ../nbs/05c_hair.ipynb #c163b214
 def _budget(a, style, n):
@@ -562,11 +549,11 @@ def grow(
     if share['scalp']: parts = _scalp_and_knot(appearance, style, head, rest, normals, n-sum(int(m.sum()) for _, m in parts), seed)+parts
     return _join(parts)
 
-# %% ../nbs/05c_hair.ipynb #ca9ee621
+# %% ../nbs/05c_hair.ipynb #a9137df8
 def _empty():
     "No hair at all."
-    shapes = dict(triangle=(0,), means=(0, 3), quats=(0, 4), scales=(0, 3), normals=(0, 3), opacities=(0,), albedo=(0, 3), kind=(0,), strand=(0,), gloss=(0,))
-    return Strands(**{k: np.zeros(v, np.int64 if k in ('triangle', 'kind', 'strand') else np.float32) for k, v in shapes.items()})
+    shapes = dict(means=(0, 3), quats=(0, 4), scales=(0, 3), normals=(0, 3), albedo=(0, 3))
+    return Strands(**{f.name: np.zeros(shapes.get(f.name, 0), np.int64 if f.name in ('triangle', 'kind', 'strand') else np.float32) for f in fields(Strands)})
 
 def _join(parts):
     "Curves with their numbers of Gaussians, as one `Strands`."
