@@ -329,11 +329,11 @@ def _shadow_of_beard(a: Appearance, s: Sites):
     dots = 2.6*np.exp(-(cells(s.points, .00062, a.seed*16+2)[0]/.00020)**2); w = fade(.0006, s.spacing)
     return np.clip(.60*much*zone*(1+w*(dots-1)), 0, 1)
 
-# %% ../nbs/05_appearance.ipynb #f63d30ce
+# %% ../nbs/05_appearance.ipynb #3ef70ffb
 def _dress(a: Appearance, head: Head, s: Sites, color, lips):
     "Lay make-up, brows, beard and hair over the colour of skin (N,3)."
     k = a.makeup; color = lerp(color, np.asarray(k.lip_color)*np.exp(-.28*a.melanin)*(1+.15*_lip_creases(a, s.points)*fade(.0011, s.spacing))[:, None], .85*k.lipstick*lips)
-    lid = soft_step(s.points[:, 1], -.001, .004)*blob(s.points, [.031, .006, .083], [.0135, .0075, .03]); color = lerp(color, k.shadow_color, .8*k.eye_shadow*lid)
+    lid = soft_step(s.points[:, 1], -.001, .004)*blob(s.points, [.031, .006, .083], [.0122, .0075, .03]); color = lerp(color, k.shadow_color, .8*k.eye_shadow*lid)
     up, low = rim_distance(s.points)[0], rim_distance(s.points, 'lower')[0]; w = fade(.0015, s.spacing)*(head.regions == REGIONS.index('lashes')).any()
     color = lerp(color, np.full(3, .012), w*np.clip((.45+.35*k.eyeliner)*np.exp(-(up/(.0007+.0010*k.eyeliner))**2)+(.18+.4*k.eyeliner**2)*np.exp(-(low/.0007)**2), 0, 1)*min(1., a.lashes+k.eyeliner))
     color = lerp(color, np.array(a.hair)*.4+[.028, .030, .034], _shadow_of_beard(a, s)); cover, hair = _hair(a, s)
