@@ -24,11 +24,12 @@ from .light import sh_basis
 from .viz import to_uint8
 from .zbuffer import cast
 
-# %% ../nbs/05d_photo_skin.ipynb #5179085e
+# %% ../nbs/05d_photo_skin.ipynb #a8196a1f
 _GROUPS = dict(jaw=17, brow_left=5, brow_right=5, nose=4, nostrils=5, eye_left=6, eye_right=6, lips=12, lips_inner=8)
 LANDMARKS = tuple(f'{k}_{i}' for k, n in _GROUPS.items() for i in range(n))      # 68 names in iBUG's order; left is the viewer's left
 _LIMIT, _FEWEST = 1_000_000, 12               # bytes of a landmark file; points
 
+# %% ../nbs/05d_photo_skin.ipynb #1021fbad
 def _number(text, where):
     "A finite number, or an `InputError` that says where it was expected."
     try: x = float(text)
@@ -47,7 +48,7 @@ def _named(pairs, path):
         out[k] = _number(x, f'{path}: {LANDMARKS[k]}'), _number(y, f'{path}: {LANDMARKS[k]}')
     return out
 
-# %% ../nbs/05d_photo_skin.ipynb #68b05d65
+# %% ../nbs/05d_photo_skin.ipynb #aff71f3a
 def _from_pts(text, path):
     "iBUG's .pts: a header, then 68 lines in braces."
     head, brace, body = text.partition('{'); rows = [r.split() for r in body.partition('}')[0].splitlines() if r.strip()]
@@ -55,6 +56,7 @@ def _from_pts(text, path):
     if len(rows) != 68 or any(len(r) != 2 for r in rows): raise InputError(f"{path}: {len(rows)} lines of points; expected 68 of 'x y'")
     return _named([(k, *r) for k, r in enumerate(rows)], path)-.5
 
+# %% ../nbs/05d_photo_skin.ipynb #32e32b5a
 def _from_json(text, path):
     "A list of 68 pairs, or an object with `points`."
     try: data = json.loads(text)
@@ -63,6 +65,7 @@ def _from_json(text, path):
     if rows is None or any(not isinstance(p, list) or len(p) != 2 for _, p in rows): raise InputError(f"{path}: expected 68 pairs [x, y], or {{\"points\": {{name: [x, y]}}}}")
     return _named([(k, *p) for k, p in rows], path)
 
+# %% ../nbs/05d_photo_skin.ipynb #8580bf7f
 def _from_csv(text, path):
     "Lines of name,x,y; a first line that says so is skipped."
     try: rows = [r for r in csv.reader(text.splitlines()) if r]
@@ -71,7 +74,7 @@ def _from_csv(text, path):
     if any(len(r) != 3 for r in rows): raise InputError(f"{path}: expected three columns name,x,y in each line")
     return _named(rows, path)
 
-# %% ../nbs/05d_photo_skin.ipynb #b66cc6fc
+# %% ../nbs/05d_photo_skin.ipynb #220cde5b
 def read_landmarks(
     path: str|Path,                    # .pts, .json or .csv
 ) -> Float[np.ndarray, "68 2"]:        # x, y [px], first pixel's middle at (0.5, 0.5); NaN where a point is not given
@@ -84,17 +87,19 @@ def read_landmarks(
     except UnicodeDecodeError: raise InputError(f"{path}: not text in UTF-8") from None
     return _enough(kinds[path.suffix.lower()](text, path), path)
 
+# %% ../nbs/05d_photo_skin.ipynb #c0b17262
 def _enough(points, where):
     "The points, if they are enough to find a face."
     known = int(np.isfinite(points).all(1).sum())
     if known < _FEWEST: raise InputError(f"{where}: {known} landmarks; expected at least {_FEWEST} of 68")
     return points
 
-# %% ../nbs/05d_photo_skin.ipynb #7898451d
+# %% ../nbs/05d_photo_skin.ipynb #e4d07568
 _ON_HEAD = dict(zip(range(17, 68), (
     1422, 1693, 229, 223, 208, 2431, 2445, 2450, 3820, 3560, 132, 135, 164, 294, 320, 313, 317, 2524, 2530, 1077, 2205, 2211, 2217, 2220, 2224,
     4333, 4327, 4321, 3215, 4340, 4336, 425, 410, 450, 455, 2658, 2618, 2633, 2614, 2689, 492, 486, 406, 430, 1795, 474, 3916, 2638, 2684, 493, 481)))
 
+# %% ../nbs/05d_photo_skin.ipynb #78d75b13
 def _table(head, on_head):
     "Landmark number -> vertex id."
     if on_head is None:
@@ -122,13 +127,14 @@ class PhotoFit:
     fitted: np.ndarray                 # (68,2) where the fit puts the landmarks [px]; NaN where one was not used
     error: float                       # root mean square distance of the landmarks that are vertices [px]
 
-# %% ../nbs/05d_photo_skin.ipynb #49b9a883
+# %% ../nbs/05d_photo_skin.ipynb #ef65a2a3
 @functools.cache
 def _face_rows(head):
     "Vertices that may form the outline of a face: no ears, neck or scalp."
     mask = lambda name: np.asarray(head.masks.get(name, np.zeros(len(head.vertices)))); skin = np.unique(head.faces[head.regions == REGIONS.index('skin')])
     return skin[(mask('ears') < .2)[skin] & (mask('neck') < .3)[skin] & (mask('scalp') < .3)[skin] & (head.vertices[skin, 2] > 0)]
 
+# %% ../nbs/05d_photo_skin.ipynb #f730f617
 def _outline(uv, rows, goals, centre):
     "For each goal the outermost of these vertices in its direction from the face's centre."
     away = lambda p: (np.arctan2(*(p-centre).T[::-1]), np.linalg.norm(p-centre, axis=1))
@@ -143,20 +149,22 @@ def _pose(points, pixels, K, guess):
     if not ok or not np.isfinite([*r.ravel(), *t.ravel()]).all() or t[2, 0] <= 0: raise InputError("the landmarks fit no camera in front of the face; are x and y, or left and right, swapped?")
     return r, t
 
-# %% ../nbs/05d_photo_skin.ipynb #7de0f04e
+# %% ../nbs/05d_photo_skin.ipynb #411c17fb
 def _camera_of(r, t, K, width, height):
     "A `Camera` from OpenCV's pose."
     m = np.eye(4); m[:3, :3], m[:3, 3] = cv2.Rodrigues(r)[0], t.ravel()
     return Camera(torch.from_numpy(m).float(), torch.from_numpy(K).float(), width, height)
 
+# %% ../nbs/05d_photo_skin.ipynb #41ba5ad1
 def _slopes(p, R, K):
     "How the pixel (n,2) of points moves with them (n,2,3); p are the points in the camera's axes."
     x, y, z = p.T; o = 0*z
     return K[0, 0]*np.stack([np.stack([1/z, o, -x/z**2], 1), np.stack([o, 1/z, -y/z**2], 1)], 1)@R
 
-# %% ../nbs/05d_photo_skin.ipynb #6315b197
+# %% ../nbs/05d_photo_skin.ipynb #e1610369
 _SIGMA, _SIGMA_E, _EDGE = .010, .25, .45     # spread of a landmark [share of the face's size], of an expression weight; weight of the outline
 
+# %% ../nbs/05d_photo_skin.ipynb #88f33088
 def _shape(target, pixels, weight, mean, basis, p, jacobian, bound):
     "Coefficients that bring the projected points nearest to the pixels, within their bounds."
     A = np.einsum('nij,knj->nik', jacobian, basis)*weight[:, None, None]
@@ -197,23 +205,25 @@ def fit_photo(
     if error > .05*size or away.mean() > .4: raise InputError(f"no face that looks at the camera explains these landmarks ({error:.1f} px off); are x and y, or left and right, swapped?")
     return PhotoFit(camera, (mean+x[:n]@people).astype(np.float32), x[n:].astype(np.float32), v, fitted, error)
 
-# %% ../nbs/05d_photo_skin.ipynb #8911f785
+# %% ../nbs/05d_photo_skin.ipynb #27e1903b
 def _pixels(image, uv):
     "Colours of an image (H,W,3) at places uv (n,2), bilinear, clamped at the border."
     x, y = (np.clip(uv[:, k]-.5, 0, image.shape[1-k]-1.001) for k in (0, 1)); i, j = x.astype(int), y.astype(int); a, b = (x-i)[:, None], (y-j)[:, None]
     return (image[j, i]*(1-a)+image[j, i+1]*a)*(1-b)+(image[j+1, i]*(1-a)+image[j+1, i+1]*a)*b
 
+# %% ../nbs/05d_photo_skin.ipynb #29d8f7ee
 def _spread(values, faces, rounds, mix=np.mean):
     "Values of vertices, spread to their neighbours: each triangle's `mix` of corners, averaged at the vertices again."
     count = np.bincount(faces.ravel(), minlength=len(values)).clip(1)
     for _ in range(rounds): values = np.bincount(faces.ravel(), np.repeat(mix(values[faces], 1), 3), len(values))/count
     return values
 
-# %% ../nbs/05d_photo_skin.ipynb #c64a9ea4
+# %% ../nbs/05d_photo_skin.ipynb #80d71537
 def _smooth(n, faces):
     "Unit normals without the folds: where the fit puts a crease is too uncertain to divide by its light."
     n = np.stack([_spread(c, faces, 12) for c in n.T.astype(np.float64)], 1); return n/np.linalg.norm(n, axis=1, keepdims=True).clip(1e-9)
 
+# %% ../nbs/05d_photo_skin.ipynb #6fc2f771
 def _seen(fit, head, n):
     "Pixel of each vertex (V,2), and how well the camera sees it, in [0,1]: 0 when hidden, aslant or outside of the picture."
     cam = fit.camera; uv, z = (t.double().numpy() for t in cam.project(torch.from_numpy(fit.vertices)))
@@ -280,19 +290,21 @@ def _landmarks_of(landmarks, image):
     if points.shape != (68, 2): raise InputError(f"landmarks have shape {points.shape}; expected (68, 2)")
     return _enough(points, 'landmarks')
 
-# %% ../nbs/05d_photo_skin.ipynb #53acfd28
+# %% ../nbs/05d_photo_skin.ipynb #c3eb8fe8
 def _mirror(head):
     "The vertex on the other side of the face, and whether there is one."
     from scipy.spatial import cKDTree
     far, twin = cKDTree(head.vertices).query(head.vertices*[-1, 1, 1]); return twin, far < 1e-4
 
+# %% ../nbs/05d_photo_skin.ipynb #33046782
 def _inside(points, uv):
     "Which places lie within the outline of the landmarks."
     hull = cv2.convexHull(points[np.isfinite(points).all(1)].astype(np.float32)); return np.array([cv2.pointPolygonTest(hull, tuple(map(float, p)), False) > 0 for p in uv])
 
-# %% ../nbs/05d_photo_skin.ipynb #9ad985b6
+# %% ../nbs/05d_photo_skin.ipynb #2538e7d7
 _SKINS = ('skin', 'lips', 'ears', 'neck', 'eyelids', 'scalp')
 
+# %% ../nbs/05d_photo_skin.ipynb #99260f76
 def _trust(head, color, n, seen, inside):
     "Light (V,3) and trust (V,) of the vertices."
     of = lambda *names: np.isin(np.arange(len(n)), np.unique(head.faces[np.isin(head.regions, [REGIONS.index(k) for k in names])])); mask = lambda k: np.asarray(head.masks.get(k, np.zeros(len(n))))
@@ -319,13 +331,14 @@ def _from_photo(cls, image, landmarks, head, base, options):
     own = {f.name: getattr(base, f.name) for f in fields(Appearance)} | dict(melanin=melanin, blood=blood, hair=hair); both = lambda x: np.stack([x, x[twin]]).astype(np.float32)
     return cls(**own, image=linear, places=both(uv), trust=both(trust)*np.stack([np.ones(len(uv)), paired]).astype(np.float32), lit=both(light*exposure), tint=tuple((mean/skin_color(np.array([melanin]), np.array([.8*blood]))[0]).tolist()), fit=fit)
 
-# %% ../nbs/05d_photo_skin.ipynb #845bc203
-def _matt(color, mean, knee=1.12, keep=.3):
-    "Colours without most of their highlights: what is brighter than the mean skin by more than `knee` keeps a part of the rest, in skin's own hue."
-    bright = color.mean(1, keepdims=True)/mean.mean(); share = np.clip(bright-knee, 0, 1)
-    return np.where(share > 0, (color/bright*(1-share)+mean*share)*(knee+keep*share), color)
+# %% ../nbs/05d_photo_skin.ipynb #54756f9c
+def _matt(color, mean, lips, knee=1.12, keep=.3, floor=.86, fold=.4):
+    "Colours without most of their highlights, and without most of the folds that the photographed expression made (lips stay)."
+    bright = color.mean(1, keepdims=True)/mean.mean(); share = np.clip(bright-knee, 0, 1); hue = color/bright.clip(.05)
+    level = np.where(bright < floor, floor-(fold+(1-fold)*lips[:, None])*(floor-bright), np.minimum(bright, knee)+keep*share)
+    return (hue*(1-share)+mean*share)*level
 
-# %% ../nbs/05d_photo_skin.ipynb #ca1e6709
+# %% ../nbs/05d_photo_skin.ipynb #b779c82f
 def _photo_albedo(self: PhotoSkin,
     head: Head,                              # whose surface
     triangles: np.ndarray,                   # (N,) triangle of each point
@@ -336,10 +349,11 @@ def _photo_albedo(self: PhotoSkin,
     out = Appearance.albedo(self, head, triangles, barycentric, spacing); corner, b = head.faces[triangles], np.asarray(barycentric, np.float32)
     skin = np.isin(head.regions[triangles], [REGIONS.index(k) for k in _SKINS]); out[skin] *= np.array(self.tint, np.float32)
     mean = skin_color(np.array([self.melanin]), np.array([.8*self.blood]))[0]*self.tint
+    lips = np.einsum('nk,nk->n', b, np.asarray(head.masks.get('lips', np.zeros(len(head.vertices))), np.float32)[corner]).clip(0, 1)
     for k in (1, 0):                                      # the mirror image first, then what was really seen over it
         at = lambda x: np.einsum('nk,nk...->n...', b, x[corner])
         share = at(self.trust[k])*skin; rows = np.flatnonzero(share > 0)
-        seen = _matt(_pixels(self.image, at(self.places[k])[rows])/at(self.lit[k])[rows], mean)
+        seen = _matt(_pixels(self.image, at(self.places[k])[rows])/at(self.lit[k])[rows], mean, lips[rows])
         out[rows] += (seen-out[rows])*share[rows, None]
     return out.clip(0, 1)
 
