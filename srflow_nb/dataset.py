@@ -123,8 +123,8 @@ def _locked(root):
         try: yield
         finally: (root/LOCK).unlink(missing_ok=True)
 
-# %% ../nbs/11_dataset.ipynb #956f5bd8
-BYTES = dict(clean=1.3, final=2.2, flow=8., flow_backward=8., flow_head=8., occlusions=.05, masks=.06, depth=.6)   # a pixel
+# %% ../nbs/11_dataset.ipynb #bbd82da0
+BYTES = dict(clean=1.8, final=2.4, flow=8., flow_backward=8., flow_head=8., occlusions=.05, masks=.06, depth=.6)   # a pixel
 PACKED = .4                                                                        # .flo5 against .flo
 
 def bytes_needed(

@@ -67,14 +67,13 @@ def test_kill_and_resume_gives_the_bytes_of_an_unbroken_run(tmp_path, whole):
 
 def test_killed_at_any_moment_what_has_its_final_name_is_whole(tmp_path, whole):
     moments, cut = random.Random(0), tmp_path/'cut'
-    for k in range(3):
-        job = subprocess.Popen(script(cut, TINY, workers=2, resume=k > 0), stderr=subprocess.PIPE, text=True)
+    for k in range(2):
+        job = subprocess.Popen(script(cut, TINY, workers=2, resume=k > 0), start_new_session=True)
         seen, deadline = len(list(cut.rglob('frame_*'))), time.time()+120
         while len(list(cut.rglob('frame_*'))) < seen+1+11*k and job.poll() is None and time.time() < deadline: time.sleep(.005)
         time.sleep(moments.uniform(0, .05))
-        job.send_signal(signal.SIGKILL)
-        assert 'Error' not in job.communicate()[1].replace('resource_tracker', '')
-        time.sleep(1.)                                        # its workers notice that they are orphans
+        job.send_signal(signal.SIGKILL); job.wait()           # its workers live on for a while, as orphans do
+        time.sleep(moments.uniform(0, .05)); os.killpg(job.pid, signal.SIGKILL)
         for p in cut.rglob('*'):
             name = p.relative_to(cut).as_posix()
             if p.is_file() and p.name.startswith('frame_'): assert p.stat().st_size == whole[name][1], name
