@@ -312,11 +312,11 @@ def _curled(c, s, t):
     phase = 2*np.pi*(t*length/c.turn*(.8+.4*c.roots.u[s, 1])+np.broadcast_to(c.phase, len(c.roots))[s]); r = (c.curl*soft_step(t*length, 0, .02)*(.6+.8*c.roots.u[s, 3]))[:, None]
     return p+r*(np.cos(phase)[:, None]*out+np.sin(phase)[:, None]*side)
 
-# %% ../nbs/05c_hair.ipynb #49254310
+# %% ../nbs/05c_hair.ipynb #461ff171
 def _chain(c: Curves, m, first=0):
     "Cut strand s into m[s] Gaussians, end to end."
     s = np.repeat(np.arange(len(m)), m); j = np.arange(len(s))-np.repeat(np.cumsum(m)-m, m); share = m[s].astype(float)
-    t = (j+.5)/share; t = 1-.75*(1-t)**1.5 if c.fuzz else t; half = np.minimum(.5/share, .14*c.turn/np.maximum(c.lengths()[s], 1e-6) if c.curl else 1)
+    t = (j+.5)/share; t = 1-.75*(1-t)**1.5 if c.fuzz else t; half = np.minimum(.5/share, .14*c.turn/np.maximum(c.lengths()[s], 1e-6) if c.fuzz else 1)
     ends = [_curled(c, s, t+k*half) for k in (-1, 1)]; step = ends[1]-ends[0]; length = np.linalg.norm(step, axis=1); along = _unit(step)
     out, side = _frame(c, s, t, along); taper = 1-.55*soft_step(t, .6, 1.); w = c.width[s]*taper; tilt = .5*(c.roots.u[s, 0]-.5)[:, None]
     color = c.color[s]*(c.root_shade+(c.tip_shade-c.root_shade)*soft_step(t, 0, .7))[:, None]
@@ -357,11 +357,11 @@ def _split(share, n):
         m[rows] += np.sign(spare); spare = n-m.sum()
     return m
 
-# %% ../nbs/05c_hair.ipynb #7560597e
+# %% ../nbs/05c_hair.ipynb #b5901c92
 def _dress(c, under, area, n):
     "Give scalp curves their widths and darkness; returns how many Gaussians each gets, n in all."
     u = c.roots.u; c.color *= (.78+.42*u[:, 2:3])*np.where(under, .9, 1.)[:, None]; length = c.lengths(); m = _split(length*np.where(under, .5, 1.), n)
-    seen = np.minimum(length, .28*m*c.turn) if c.curl else length                      # pieces of tight curls are short
+    seen = np.minimum(length, .28*m*c.turn) if c.fuzz else length                      # pieces of tight curls are short
     width = np.clip(1.9*area/(2.2*(seen*np.where(under, 3., 1.)).sum()), 4e-5, .0022)*np.where(under, 3., .75+.5*u[:, 3])
     c.width = np.minimum(width, .2*seen/m+.0002 if length.mean() > .01 else .0006); return m
 
