@@ -204,7 +204,7 @@ def sample_person(
 LABELS = ('background', 'skin', 'hair', 'eyes', 'mouth')          # `Avatar.labels` counts into this
 _LABEL_OF = dict(lashes=2, eye=3, lips=4, mouth=4, teeth=4, tongue=4)      # regions that are not skin
 
-# %% ../nbs/06_avatar.ipynb #1b00ebe9
+# %% ../nbs/06_avatar.ipynb #1f955ab4
 @dataclass(eq=False)
 class Avatar:
     "A person as Gaussians bound to the triangles of a head; make one with `Avatar.create`."
@@ -231,7 +231,9 @@ class Avatar:
     def __len__(self): return len(self.triangle_ids)
 
     @functools.cached_property
-    def _solid(self): return torch.from_numpy(self.head.regions != REGIONS.index('lashes')).to(self.faces.device)   # lashes throw no shadow
+    def solid_faces(self) -> Int[Tensor, "G 3"]:      # vertex ids
+        "The triangles that are seen and throw shadows: all but the strips of the lashes, which hairs replace."
+        return self.faces[torch.from_numpy(self.head.regions != REGIONS.index('lashes')).to(self.faces.device)]
 
 # %% ../nbs/06_avatar.ipynb #0ec9051d
 def _create_avatar(cls,
@@ -459,7 +461,7 @@ def _carried_fast(self: Avatar, v):
     if len(s): _move_strands(v, faces, a(s.triangle_ids), a(s.means), a(s.quats), a(s.scales), a(s.axes), a(s.size), R, k, q, len(self.sizes), out)
     return tuple(torch.from_numpy(x) for x in out)
 
-# %% ../nbs/06_avatar.ipynb #52306e76
+# %% ../nbs/06_avatar.ipynb #308c737d
 def _pose(self: Avatar,
     expression=None,             # dict of unit name -> weight, or (K,) weights; None: at rest
     head_pose=None,              # (6,) rotation vector [rad] and translation [m], or (4,4)
@@ -470,7 +472,7 @@ def _pose(self: Avatar,
     v, light = self.vertices(expression, head_pose), light or Light()
     means, quats, scales, frames, n = (_carried if v.requires_grad or v.device.type != 'cpu' else _carried_fast)(self, v)
     with torch.no_grad():
-        lit = shadow(means, n, v, self.faces[self._solid], light)
+        lit = shadow(means, n, v, self.solid_faces, light)
         view = torch.nn.functional.normalize(torch.as_tensor((0., 0., 1.) if eye is None else eye, dtype=v.dtype, device=v.device)-means, dim=1)
         gloss = self.gloss*(8*(n*view).sum(1)).clamp(0, 1)                       # what turns away from us must not shine around the outline
     color = shade(self.albedo, n, light, self.occlusion, shadow=lit, gloss=gloss, roughness=self.roughness, view=view)
