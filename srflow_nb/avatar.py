@@ -330,7 +330,9 @@ def _surface(head, rest, faces, looks, n, seed, roots):
     spin = np.stack([np.cos(half), 0*c, 0*c, np.sin(half)], 1).astype(np.float32)
     return dict(triangle_ids=ids, barycentric=bary, sizes=sizes.astype(np.float32), spin=spin, dual=_duals(rest[faces], R)) | parts
 
-# %% ../nbs/06_avatar.ipynb #fd65101b
+# %% ../nbs/06_avatar.ipynb #602b1566
+_OPEN = dict(teeth=.6, tongue=.3, eye=.2)          # least ambient light that reaches them
+
 def _paint(head, looks, ids, bary, spacing, has_hair):
     "What the painter says about points of the surface."
     region = head.regions[ids]; names = np.array(REGIONS)[region]; R = triangle_frames(torch.from_numpy(head.vertices[head.faces]))[0].numpy()
@@ -338,10 +340,10 @@ def _paint(head, looks, ids, bary, spacing, has_hair):
     opacity = SOLID*looks.opacity(head, ids, bary)
     if has_hair: opacity = np.where(names == 'lashes', 0.*opacity+.004, opacity)       # strands replace the painted strips
     return dict(albedo=looks.albedo(head, ids, bary, spacing=spacing), opacities=opacity.astype(np.float32), gloss=looks.gloss(head, ids, bary).astype(np.float32),
-                relief=np.einsum('nji,nj->ni', R[ids], looks.relief(head, ids, bary, spacing=spacing)).astype(np.float32), occlusion=(ambient[head.faces[ids]]*bary).sum(1).astype(np.float32),
+                relief=np.einsum('nji,nj->ni', R[ids], looks.relief(head, ids, bary, spacing=spacing)).astype(np.float32), occlusion=np.maximum((ambient[head.faces[ids]]*bary).sum(1), of(_OPEN, 0.)[region]).astype(np.float32),
                 labels=of(_LABEL_OF, 1)[region], roughness=looks.roughness(head, ids, bary).astype(np.float32))
 
-# %% ../nbs/06_avatar.ipynb #9df9ece9
+# %% ../nbs/06_avatar.ipynb #8e0a7a09
 def _strands(head, rest, faces, looks, n, seed):
     "Hair as a rig, what else is known of it, and the roots of scalp hair (R,3); nothing if `n` is 0."
     corners = rest[faces]; s = grow(head, rest.numpy(), looks, max(int(n*HAIR_SHARE), 100), seed); t = lambda x: torch.as_tensor(x)[:None if n else 0]
@@ -349,7 +351,7 @@ def _strands(head, rest, faces, looks, n, seed):
     ambient = torch.from_numpy(head.masks.get('ambient', np.ones(len(head.vertices), np.float32)))[faces[ids]].mean(1)
     roots = rest[faces[t(s.triangle)[t(s.kind) == HAIR_KINDS.index('scalp')].long()]].mean(1).numpy() if m else None
     return rig, dict(triangle_ids=ids, barycentric=torch.full((m, 3), 1/3), labels=torch.full((m,), 2), opacities=t(s.opacities),
-                     albedo=t(s.albedo), occlusion=.3+.7*ambient, gloss=torch.full((m,), .12), roughness=torch.full((m,), .45)), roots
+                     albedo=t(s.albedo), occlusion=.3+.7*ambient, gloss=t(s.gloss), roughness=torch.full((m,), .45)), roots
 
 # %% ../nbs/06_avatar.ipynb #428c2b1b
 def _vertices(self: Avatar,
