@@ -171,7 +171,7 @@ def on_heads(scenes, people, counts, modes):
             avatar = Avatar.create(identity=seed, appearance=seed, n=n, hair=False)      # the mesh, its judge, has none
             for name, (before, after, turn) in scenes.items():
                 pose = torch.cat([torch.tensor(turn).deg2rad(), torch.zeros(3)])
-                exact = mesh_flow(avatar.vertices(before), avatar.vertices(after, pose), avatar.faces, camera)
+                exact = mesh_flow(avatar.vertices(before), avatar.vertices(after, pose), avatar.solid_faces, camera)
                 found = flow_rows(name, avatar.pose(before), avatar.pose(after, pose), camera, exact.flow, ~exact.occluded, modes)
                 rows += [r | dict(person=seed) for r in found]
                 print(f"person {seed}, {n} splats, {name}: "+', '.join(f"{r['mode']} {r['interior_mean']:.3f}" for r in found), flush=True)
@@ -185,9 +185,9 @@ def on_occlusion(quick):
     for degrees in (15,) if quick else (5, 15, 30):
         pose = torch.cat([torch.tensor((0., degrees, 0.)).deg2rad(), torch.zeros(3)])
         v0, v1 = avatar.vertices(), avatar.vertices(None, pose)
-        hidden, on = ray_cast_occlusion(v0, v1, avatar.faces.numpy(), small)
-        rows.append(dict(scene=f'occlusion, turn {degrees}', method='mesh', against='trimesh', f1=f1(mesh_flow(v0, v1, avatar.faces, small).occluded, hidden, on), hidden=int(hidden.sum())))
-        exact, g0, g1 = mesh_flow(v0, v1, avatar.faces, camera), avatar.pose(), avatar.pose(None, pose)
+        hidden, on = ray_cast_occlusion(v0, v1, avatar.solid_faces.numpy(), small)
+        rows.append(dict(scene=f'occlusion, turn {degrees}', method='mesh', against='trimesh', f1=f1(mesh_flow(v0, v1, avatar.solid_faces, small).occluded, hidden, on), hidden=int(hidden.sum())))
+        exact, g0, g1 = mesh_flow(v0, v1, avatar.solid_faces, camera), avatar.pose(), avatar.pose(None, pose)
         on, there, back = exact.face >= 0, *flow_both(g0, g1, camera)
         for method, found in {'depth': depth_occlusion(g0, g1, camera), 'forward-backward': forward_backward_occlusion(there.flow, back.flow)}.items():
             rows.append(dict(scene=f'occlusion, turn {degrees}', method=method, against='mesh', f1=f1(found, exact.occluded, on),

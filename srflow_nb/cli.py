@@ -135,7 +135,7 @@ def render_face(
     report(dict(written=str(out), gaussians=len(g), width=width, height=height, seconds=time.perf_counter() - start,
                 covered=float((alpha > .5).float().mean())), json_file)
 
-# %% ../nbs/24_cli.ipynb #3046f529
+# %% ../nbs/24_cli.ipynb #98527e5e
 @app.command()
 def make_data(
     out: Annotated[Path, typer.Option(help='Folder to write to.')],
@@ -149,7 +149,7 @@ def make_data(
     flow_format: Annotated[str, typer.Option(help='flo (any reader) or flo5 (compressed).')] = 'flo',
     pairs_per_sequence: Annotated[int, typer.Option(help='Consecutive pairs that one person gives.', min=1)] = 8,
     test_every: Annotated[int, typer.Option(help='Every n-th person is held out for the test split.', min=2)] = 5,
-    fps: Annotated[float, typer.Option(help='Frames a second of the performances.', min=1)] = 25.,
+    fps: Annotated[Optional[float], typer.Option(help='Frames a second of the performances; default: drawn, 24 to 200.', min=1)] = None,
     json_file: Json = None,
 ):
     "Render a data set of facial flow in the Sintel layout."

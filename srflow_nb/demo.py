@@ -97,7 +97,7 @@ def people_html(
     film = scrubber([at(t) for t in np.linspace(0, 1, 17)], title='rest, smile, turn')
     return str(show_images([contact_sheet(faces, count//2)], width=800)) + film._repr_html_()
 
-# %% ../nbs/23_demo.ipynb #4c409886
+# %% ../nbs/23_demo.ipynb #85e369f6
 def truth_html(
     seed: int,                 # of the person
 ) -> dict:                     # html, and the mean error of both definitions inside the face [px]
@@ -106,7 +106,7 @@ def truth_html(
     camera, smile = frontal_camera(400, 400, fill=.9), dict(mouthSmileLeft=.4, mouthSmileRight=.4, jawOpen=.1)
     states = [({}, np.zeros(6, np.float32)), (smile, np.radians([0, 3, 0, 0, 0, 0]).astype(np.float32))]
     g0, g1 = (person.pose(e, h) for e, h in states)
-    mesh = mesh_flow(*(person.vertices(e, h) for e, h in states), person.faces, camera)
+    mesh = mesh_flow(*(person.vertices(e, h) for e, h in states), person.solid_faces, camera)
     exact, html, errors, top = mesh.flow, '', {}, None
     for mode in ('centre', 'front_affine'):
         truth = splat_flow(g0, g1, camera, mode=mode)

@@ -183,7 +183,7 @@ def head_drift(
     size = 2**.5*np.array([turn, turn, turn, .006*iod, .006*iod, .0025*distance])
     return (size*(t*g.normal(size=6) + (.5 - .5*np.cos(np.pi*t))*g.normal(size=6))).astype(np.float32)
 
-# %% ../nbs/19_me_synthetic.ipynb #a377d134
+# %% ../nbs/19_me_synthetic.ipynb #746a1590
 def perform(
     plan: ClipPlan,          # what to show
 ) -> Performance:            # expression and head pose of every frame
@@ -193,7 +193,7 @@ def perform(
     expression = show.expression*plan.peak/peak_motion(Head.load(), show.expression[plan.apex])
     when = int(g.uniform(.1, .9)*n)
     if plan.blink: expression = add_blink(expression, when, fps, plan.blink)
-    return replace(show, expression=expression, head_pose=head_drift(n, g))
+    return replace(show, expression=expression, head_pose=head_drift(n, g), action_units=None)
 
 # %% ../nbs/19_me_synthetic.ipynb #74b3bae3
 def crop_camera(

@@ -54,7 +54,7 @@ def test_a_still_face_has_no_expression_flow_and_a_still_head_no_head_flow():
 
 def test_flow_of_skin_is_that_of_the_mesh(smiling):
     s, frames = smiling
-    exact = mesh_flow(s.avatar.vertices(**s.state(0)), s.avatar.vertices(**s.state(1)), s.avatar.faces, s.camera)
+    exact = mesh_flow(s.avatar.vertices(**s.state(0)), s.avatar.vertices(**s.state(1)), s.avatar.solid_faces, s.camera)
     inside = -torch.nn.functional.max_pool2d(-(frames[0].labels == SKIN)[None].float(), 7, 1, 3)[0] > 0
     sure = inside & (exact.face >= 0) & visible(frames[0])
     error = (frames[0].flow-exact.flow).norm(dim=0)[sure]
@@ -85,7 +85,7 @@ def test_a_frame_does_not_depend_on_which_frames_were_drawn_before(smiling):
 
 def test_occlusion_of_skin_is_that_of_the_mesh():
     with torch.no_grad(): s = moving(turn=8., frames=2); frame = s.frame(0)
-    exact = mesh_flow(s.avatar.vertices(**s.state(0)), s.avatar.vertices(**s.state(1)), s.avatar.faces, s.camera)
+    exact = mesh_flow(s.avatar.vertices(**s.state(0)), s.avatar.vertices(**s.state(1)), s.avatar.solid_faces, s.camera)
     skin = (frame.labels == SKIN) & (exact.face >= 0)
     assert (exact.occluded & skin).sum() > 20
     assert not (exact.occluded & ~frame.occlusion & skin).any(), 'what the mesh hides is hidden'
@@ -132,7 +132,7 @@ def test_hair_that_leaves_the_picture_or_goes_away_with_the_head_is_judged_there
 def test_mesh_surface_says_what_mesh_flow_says(smiling):
     s, _ = smiling
     found = mesh_surface(s.moment(1).corners, s.moment(2).corners, 200, 240)
-    exact = mesh_flow(s.avatar.vertices(**s.state(1)), s.avatar.vertices(**s.state(2)), s.avatar.faces, s.camera)
+    exact = mesh_flow(s.avatar.vertices(**s.state(1)), s.avatar.vertices(**s.state(2)), s.avatar.solid_faces, s.camera)
     on = exact.face >= 0
     assert torch.equal(found.depth.isfinite(), on) and torch.allclose(found.depth[on].float(), exact.depth[on])
     assert torch.equal(found.hidden, exact.occluded)
