@@ -196,6 +196,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'srflow_nb.dataset.FlowDataset.__len__': ('dataset.html#flowdataset.__len__', 'srflow_nb/dataset.py'),
                                    'srflow_nb.dataset.FlowDataset.side': ('dataset.html#flowdataset.side', 'srflow_nb/dataset.py'),
                                    'srflow_nb.dataset._action_units': ('dataset.html#_action_units', 'srflow_nb/dataset.py'),
+                                   'srflow_nb.dataset._check_device': ('dataset.html#_check_device', 'srflow_nb/dataset.py'),
                                    'srflow_nb.dataset._check_room': ('dataset.html#_check_room', 'srflow_nb/dataset.py'),
                                    'srflow_nb.dataset._claim': ('dataset.html#_claim', 'srflow_nb/dataset.py'),
                                    'srflow_nb.dataset._full_disk': ('dataset.html#_full_disk', 'srflow_nb/dataset.py'),

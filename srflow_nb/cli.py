@@ -135,7 +135,7 @@ def render_face(
     report(dict(written=str(out), gaussians=len(g), width=width, height=height, seconds=time.perf_counter() - start,
                 covered=float((alpha > .5).float().mean())), json_file)
 
-# %% ../nbs/24_cli.ipynb #98527e5e
+# %% ../nbs/24_cli.ipynb #4384d51e
 @app.command()
 def make_data(
     out: Annotated[Path, typer.Option(help='Folder to write to.')],
@@ -149,6 +149,7 @@ def make_data(
     flow_format: Annotated[str, typer.Option(help='flo (any reader) or flo5 (compressed).')] = 'flo',
     pairs_per_sequence: Annotated[int, typer.Option(help='Consecutive pairs that one person gives.', min=1)] = 8,
     test_every: Annotated[int, typer.Option(help='Every n-th person is held out for the test split.', min=2)] = 5,
+    device: Annotated[str, typer.Option(help='cpu, or cuda to draw with gsplat (same to rounding, not to the byte).')] = 'cpu',
     fps: Annotated[Optional[float], typer.Option(help='Frames a second of the performances; default: drawn, 24 to 200.', min=1)] = None,
     json_file: Json = None,
 ):
@@ -158,7 +159,7 @@ def make_data(
     more = {} if kinds == 'all' else dict(kinds=tuple(split_names(kinds)))
     start = time.perf_counter()
     manifest = make_dataset(out, pairs, width, height, seed, workers or os.cpu_count(), resume, gaussians, flow_format=flow_format,
-                            pairs_per_sequence=pairs_per_sequence, test_every=test_every, fps=fps, **more)
+                            pairs_per_sequence=pairs_per_sequence, test_every=test_every, fps=fps, device=device, **more)
     seconds = time.perf_counter() - start
     report(dict(written=str(manifest), pairs=pairs, seconds=seconds, pairs_per_second=pairs/seconds), json_file)
 

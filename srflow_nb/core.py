@@ -60,11 +60,12 @@ def seed_everything(
     "Seed Python, NumPy and PyTorch; call once, at the start of a run."
     random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
 
-# %% ../nbs/00_core.ipynb #ed5bd75a
+# %% ../nbs/00_core.ipynb #42e78350
 @contextmanager
 def atomic_write(
     path: str|Path,  # final name
     mode: str='wb',  # as for `open`
+    sync: bool=True, # wait until the disk has it: then it survives a power cut, not only a killed process
 ):                   # an open file; renamed to `path` on success, removed on failure
     "Write a file so that it appears under its final name only when it is complete."
     path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +73,8 @@ def atomic_write(
     try:
         with open(tmp, mode) as f:
             yield f
-            f.flush(); os.fsync(f.fileno())
+            f.flush()
+            if sync: os.fsync(f.fileno())
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 

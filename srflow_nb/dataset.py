@@ -48,22 +48,23 @@ def single_thread():
     try: yield
     finally: numba.set_num_threads(before[0]); torch.set_num_threads(before[1])
 
-# %% ../nbs/11_dataset.ipynb #9c984f91
+# %% ../nbs/11_dataset.ipynb #47f9cf77
 @torch.no_grad()
 def write_sequence(
     root: str|Path,                # data set folder
     c: DatasetConfig,              # what the data set is made from
     plan: dict,                    # one entry of `sequence_plan`
+    device: str = 'cpu',           # where to draw
 ) -> dict:                         # the sequence's annotation
     "Render and write one sequence; its annotation comes last and marks it complete."
     files, motion = {}, []
     with single_thread():
-        scene = Scene(c, plan['index'], frames=plan['pairs']+1)
+        scene = Scene(c, plan['index'], frames=plan['pairs']+1, device=device)
         for t in range(plan['pairs']+1):
             frame = scene.frame(t)
             paths = frame_files(root, plan['split'], plan['name'], t, '.'+c.flow_format)
             files |= write_frame({k: paths[k] for k in c.kinds}, frame)
-            if frame.flow is not None: motion.append(float(frame.flow.norm(dim=0)[frame.mask].mean()) if frame.mask.any() else 0.)
+            if frame.flow is not None: motion.append(float(torch.hypot(*frame.flow[:, frame.mask]).mean()) if frame.mask.any() else 0.)
         note = make_annotation(plan, files, mean_motion_px=motion, **scene.facts())
     write_annotation(root, note)
     return note
@@ -76,15 +77,16 @@ def is_complete(
     "Whether every file of a sequence is there and has the SHA-256 that its annotation names."
     return note is not None and all(file_entry(Path(root)/f) == entry for f, entry in note['files'].items())
 
-# %% ../nbs/11_dataset.ipynb #8ba155bd
+# %% ../nbs/11_dataset.ipynb #00bf152c
 def finish_sequence(
     root: str|Path,                # data set folder
     c: DatasetConfig,              # what the data set is made from
     plan: dict,                    # one entry of `sequence_plan`
+    device: str = 'cpu',           # where to draw
 ) -> dict:                         # what the manifest needs: index, name, split, files
     "See that a sequence is there and whole, making it if it is not."
     note = read_annotation(root, plan)
-    if not is_complete(root, note): note = write_sequence(root, c, plan)
+    if not is_complete(root, note): note = write_sequence(root, c, plan, device)
     return {k: note[k] for k in ('index', 'name', 'split', 'files')}
 
 # %% ../nbs/11_dataset.ipynb #512b60a1
@@ -153,7 +155,13 @@ def _full_disk(root):
         if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): raise
         raise InputError(f"{root}: the disk is full ({e.strerror}); nothing half-written was kept: make room and run again with --resume") from None
 
-# %% ../nbs/11_dataset.ipynb #6344cda0
+# %% ../nbs/11_dataset.ipynb #ade1ebcb
+def _check_device(device):
+    "Raise `InputError` where nothing can be drawn."
+    check_name(device.split(':')[0], ('cpu', 'cuda'), 'device')
+    if device != 'cpu' and not torch.cuda.is_available(): raise InputError(f"device '{device}': no CUDA device is here; leave it out to draw on the CPU")
+
+# %% ../nbs/11_dataset.ipynb #c7c8194e
 def make_dataset(
     out: str|Path,                 # folder to write to
     pairs: int = 100,              # frame pairs
@@ -163,12 +171,13 @@ def make_dataset(
     resume: bool = False,          # complete a folder that was begun
     gaussians: int = 20_000,       # Gaussians an avatar
     progress: bool = True,         # show a progress bar
+    device: str = 'cpu',           # 'cuda' draws with gsplat: files then agree with a CPU's to rounding, not to the byte
     **more,                        # other fields of `DatasetConfig`: kinds, flow_format, pairs_per_sequence, test_every, fps
 ) -> Path:                         # path of dataset.json; raises `InputError` on a bad setting, a taken folder, a full disk
     "Render a data set of facial flow; `joblib.parallel_config` carries it to a cluster unchanged."
     for k in more: check_name(k, [f.name for f in fields(DatasetConfig)], 'setting')
     root, c = Path(out), DatasetConfig(pairs, width, height, seed, gaussians, **more)
-    check_config(c)
+    check_config(c); _check_device(device)
     if root.exists() and not root.is_dir(): raise InputError(f"{root}: is a file, expected a folder to write to")
     plans = sequence_plan(c)
     todo = [p for p in plans if not annotation_path(root, p).exists()]
@@ -178,11 +187,11 @@ def make_dataset(
         _claim(root, c, resume)
         remove_unfinished(root)
         notes = dict.fromkeys(range(len(plans)))
-        jobs = (joblib.delayed(finish_sequence)(root, c, p) for p in plans)
+        jobs = (joblib.delayed(finish_sequence)(root, c, p, device) for p in plans)
         with tqdm(total=len(plans), desc='render sequences', disable=not progress, file=sys.stderr) as bar:
             for note in joblib.Parallel(n_jobs=workers, return_as='generator_unordered')(jobs):
                 notes[note['index']] = note; bar.update()
-        return write_manifest(root, c, list(notes.values()), command=command_for(c), labels=list(LABELS))
+        return write_manifest(root, c, list(notes.values()), command=command_for(c) + (f' --device {device}' if device != 'cpu' else ''), labels=list(LABELS))
 
 # %% ../nbs/11_dataset.ipynb #889a8e08
 def command_for(

@@ -60,7 +60,7 @@ def check_config(
     for k in c.kinds: check_name(k, KINDS, 'kind of file')
     if not {'clean', 'final'} & set(c.kinds): raise InputError(f"kinds: {', '.join(c.kinds) or 'none'} given; expected 'clean' or 'final' among them")
 
-# %% ../nbs/10c_scene.ipynb #89a2b385
+# %% ../nbs/10c_scene.ipynb #d8663513
 STRIDES = (1, 2, 4, 8)             # frames of the performance between two pictures, each as likely
 FPS = (24, 25, 25, 30, 30, 50, 60, 100, 200)       # frame rates, as often as cameras have them
 
@@ -70,13 +70,14 @@ class Scene:
         c: DatasetConfig,          # what the data set is made from
         index: int,                # sequence number
         frames: int,               # frames to perform
+        device='cpu',              # where splats are posed and drawn; 'cuda' draws with gsplat
     ):
         seed = lambda piece: int(rng(c.seed, piece, index).integers(2**31))
         self.config, self.index, self.frames = c, index, frames
         self.camera, self.light = sample_camera(c.width, c.height, seed('camera')), sample_light(seed('light'))
         self.background, self.film = sample_background(c.width, c.height, seed('background')), sample_film(seed('film'))
         self.person = seed('person')
-        self.avatar = Avatar.person(self.person, n=c.gaussians)
+        self.avatar = Avatar.person(self.person, n=c.gaussians, device=device)
         self.stride = int(rng(c.seed, 'stride', index).choice(STRIDES))
         fps = c.fps or float(rng(c.seed, 'fps', index).choice(FPS))
         self.performance = random_performance(seed('performance'), frames=self.stride*(frames+1)+1, fps=fps)
@@ -106,13 +107,13 @@ def _matrix(head_pose):
     m[:3, :3], m[:3, 3] = (p[1:]-p[0]).T, p[0]
     return m
 
-# %% ../nbs/10c_scene.ipynb #ee072435
+# %% ../nbs/10c_scene.ipynb #1c1a4e30
 def _moment(self: Scene, t):
     "Pose the person for frame t, and project."
     state, camera = self.state(t), self.camera
     g = self.avatar.pose(**state, light=self.light, eye=camera.position)
-    uv, depth = camera.project(self.avatar.vertices(**state).double())
-    return Moment(g, view(g, camera), torch.cat([uv, depth[:, None]], 1).numpy()[self.avatar.solid_faces.numpy()], _matrix(state['head_pose']))
+    uv, depth = camera.project(self.avatar.vertices(**state).double().cpu())
+    return Moment(g, view(g, camera), torch.cat([uv, depth[:, None]], 1).numpy()[self.avatar.solid_faces.cpu().numpy()], _matrix(state['head_pose']))
 
 # %% ../nbs/10c_scene.ipynb #9b6f5828
 def _kept(store, t, make):
@@ -161,7 +162,7 @@ def _labels(shares, alpha):
     _largest(shares.numpy(), alpha.numpy(), np.array(LABEL_CHANNELS), LABELS.index('skin'), labels.numpy())
     return labels
 
-# %% ../nbs/10c_scene.ipynb #623ff554
+# %% ../nbs/10c_scene.ipynb #f2528aab
 PASS = 16                          # channels a pass
 
 def blend(
@@ -171,10 +172,10 @@ def blend(
 ) -> tuple[list[Float[Tensor, "C H W"]], Float[Tensor, "H W"]]:  # blended features (premultiplied) of each pass, alpha
     "Blend many channels, in passes that fit into the processor's registers."
     w, h = camera.width, camera.height
-    means2d, conics, depths = project(g.means, g.quats, g.scales, camera.viewmat, camera.K, w, h)
+    means2d, conics, depths = project(g.means, g.quats, g.scales, camera.viewmat.to(g.means), camera.K.to(g.means), w, h)
     full = lambda f: torch.nn.functional.pad(f, (0, PASS-f.shape[1])) if 4 < f.shape[1] < PASS else f      # one kernel for all: less to compile
     done = [splat(means2d, conics, g.opacities, full(f), depths, w, h) for f in passes]
-    return [image.permute(2, 0, 1)[:f.shape[1]] for (image, _), f in zip(done, passes)], done[0][1]
+    return [image.permute(2, 0, 1)[:f.shape[1]].cpu() for (image, _), f in zip(done, passes)], done[0][1].cpu()
 
 # %% ../nbs/10c_scene.ipynb #40164409
 def _ways(self: Scene, t):

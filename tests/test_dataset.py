@@ -253,3 +253,10 @@ def test_a_damaged_file_gives_one_error_with_its_path(tmp_path, data):
 
 def test_plan_covers_exactly_the_pairs_asked_for():
     for pairs in (1, 4, 5, 8, 9, 99): assert sum(p['pairs'] for p in sequence_plan(DatasetConfig(pairs=pairs))) == pairs
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(InputError, match='nearest: cuda'): make_dataset(tmp_path/'x', device='cudda', progress=False)
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match='no CUDA device'): make_dataset(tmp_path/'x', device='cuda', progress=False)
+    assert not (tmp_path/'x').exists()

@@ -203,3 +203,12 @@ def test_facts_name_every_frame(smiling):
                                           (dict(flow_format='kitti'), 'flow format'), (dict(fps=0), 'fps'), (dict(height=9), 'height')])
 def test_a_bad_setting_is_named(change, text):
     with pytest.raises(InputError, match=text): check_config(replace(SMALL, **change))
+
+
+@pytest.mark.cuda
+def test_a_frame_is_the_same_on_both_devices():
+    with torch.no_grad(): on = {d: Scene(SMALL, 2, 3, device=d).frame(1) for d in ('cpu', 'cuda')}
+    for k in ('clean', 'flow', 'flow_backward', 'flow_head'):
+        off = (getattr(on['cuda'], k)-getattr(on['cpu'], k)).abs()
+        assert (off > 2e-2).float().mean() < .005, k
+    assert (on['cuda'].labels != on['cpu'].labels).float().mean() < .005

@@ -38,6 +38,7 @@ ITEMS = dict(
     tests=('that the GPU draws and differentiates as the CPU does', ['gsplat', 'pytest'], 600,
            [[PYTHON, '-m', 'pytest', '-q', '-m', 'cuda', *TESTS]]),
     speed=('what flow costs beside RGB: the bar of benchmarks/splat_gpu.py', ['gsplat'], 900, [[PYTHON, 'benchmarks/splat_gpu.py']]),
+    data=('how fast data is made with gsplat: the GPU bar of benchmarks/make_data.py', ['gsplat'], 1800, [[PYTHON, 'benchmarks/make_data.py']]),
     lessons=('that the cuda cells of the lessons run', ['gsplat', 'nbdev', 'ipykernel'], 900,
              [['nbdev-test', notebook, '--flags', 'cuda', '--n-workers', '0', '--timing'] for notebook in LESSONS]),
     training=('how far the small network gets with the gpu preset', ['accelerate', 'typer'], 3 * 3600,
