@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'Seed', 'Json', 'Size', 'main', 'parse_size', 'report', 'split_names', 'speck', 'compile_everything', 'info',
-           'render_face', 'make_data', 'verify', 'export', 'train', 'evaluate', 'flow', 'microexpr', 'demo']
+           'render_face', 'kinds_named', 'make_data', 'verify', 'export', 'train', 'evaluate', 'flow', 'microexpr',
+           'demo']
 
 # %% ../nbs/24_cli.ipynb #d022ea33
 import json, os, sys, time
@@ -135,7 +136,15 @@ def render_face(
     report(dict(written=str(out), gaussians=len(g), width=width, height=height, seconds=time.perf_counter() - start,
                 covered=float((alpha > .5).float().mean())), json_file)
 
-# %% ../nbs/24_cli.ipynb #4384d51e
+# %% ../nbs/24_cli.ipynb #bbb590c8
+def kinds_named(
+    text: str,          # e.g. "final,flow", or "all"
+) -> tuple:             # the kinds of files
+    "The kinds of files of a data set that a user asks for."
+    from srflow_nb.layout import KINDS
+    return tuple(KINDS) if text == 'all' else tuple(split_names(text))
+
+# %% ../nbs/24_cli.ipynb #5f26e754
 @app.command()
 def make_data(
     out: Annotated[Path, typer.Option(help='Folder to write to.')],
@@ -156,10 +165,9 @@ def make_data(
     "Render a data set of facial flow in the Sintel layout."
     from srflow_nb.dataset import make_dataset
     width, height = parse_size(size)
-    more = {} if kinds == 'all' else dict(kinds=tuple(split_names(kinds)))
     start = time.perf_counter()
     manifest = make_dataset(out, pairs, width, height, seed, workers or os.cpu_count(), resume, gaussians, flow_format=flow_format,
-                            pairs_per_sequence=pairs_per_sequence, test_every=test_every, fps=fps, device=device, **more)
+                            pairs_per_sequence=pairs_per_sequence, test_every=test_every, fps=fps, device=device, kinds=kinds_named(kinds))
     seconds = time.perf_counter() - start
     report(dict(written=str(manifest), pairs=pairs, seconds=seconds, pairs_per_second=pairs/seconds), json_file)
 

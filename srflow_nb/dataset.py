@@ -69,11 +69,11 @@ def write_sequence(
     write_annotation(root, note)
     return note
 
-# %% ../nbs/11_dataset.ipynb #30303d0f
+# %% ../nbs/11_dataset.ipynb #b5121f15
 def is_complete(
     root: str|Path,                # data set folder
     note: dict|None,               # an annotation that was found there, or None
-) -> bool:
+) -> bool:                         # True: nothing is left to do
     "Whether every file of a sequence is there and has the SHA-256 that its annotation names."
     return note is not None and all(file_entry(Path(root)/f) == entry for f, entry in note['files'].items())
 

@@ -187,7 +187,7 @@ def microexpr(
     models = {'dis': get_estimator('dis'), 'srflownet-srflow': get_estimator(str(out/'runs'/'srflow'))}
     return dict(clips=len(clips), subjects=len({c.subject for c in clips}), estimators=recognise(clips, models, progress=True))
 
-# %% ../nbs/23_demo.ipynb #d27bb35e
+# %% ../nbs/23_demo.ipynb #3cdfe1e9
 def run_stages(
     out: Path,                 # folder of the job
     name: str,                 # preset
@@ -200,7 +200,7 @@ def run_stages(
     people = s.run('people', 'render eight people', lambda: people_html(seed))
     truth = s.run('truth', 'true flow of splats against the surface', lambda: truth_html(seed))
     s.run('data', f'render {preset.pairs} pairs', lambda: str(make_dataset(out/'data', preset.pairs, preset.size, preset.size, seed,
-          os.cpu_count(), True, preset.gaussians, kinds=('final', 'flow', 'occlusions', 'masks'), pairs_per_sequence=4)))
+          os.cpu_count(), True, preset.gaussians, kinds=('final', 'flow', 'occlusions', 'masks'), pairs_per_sequence=4, fps=25.)))
     jobs = [joblib.delayed(train_twin)(run, out, preset, seed) for run in RUNS]
     curves = s.run('train', f'train twice, {preset.steps} steps each', lambda: dict(zip(RUNS, joblib.Parallel(n_jobs=min(2, os.cpu_count()))(jobs))))
     models, test = flow_models(out), FlowDataset(out/'data', 'test')

@@ -33,14 +33,19 @@ class Repair(nn.Module):
         "The flow after the last step of repair."
         return self.net.refine(frame1, frame2, init_flow)[0][-1]
 
-# %% ../nbs/14b_deploy.ipynb #c54fa1e8
+# %% ../nbs/14b_deploy.ipynb #e14e827e
+def _check_exporter():
+    "Raise `InputError` where the exporter's packages are missing."
+    try: import onnx, onnxscript         # noqa: F401
+    except ImportError as e: raise InputError(f"export_onnx needs {e.name}: pip install 'srflow-nb[onnx]'") from None
+
+# %% ../nbs/14b_deploy.ipynb #edb7df0c
 def export_onnx(
     net: SRFlowNet,                      # a trained network
     path: str|Path,                      # where to write, .onnx
 ) -> Path:                               # the file: inputs frame1, frame2 (1,3,H,W), init_flow (1,2,H,W) [px]; output flow (1,2,H,W) [px]
     "Write the repair of a flow as an ONNX file for any height and width; raises `InputError` where the exporter is missing."
-    try: import onnx, onnxscript         # noqa: F401
-    except ImportError as e: raise InputError(f"export_onnx needs {e.name}: pip install 'srflow-nb[onnx]'") from None
+    _check_exporter()
     path, device = Path(path), next(net.parameters()).device
     inputs = [torch.rand(1, c, 64, 96, device=device) for c in (3, 3, 2)]
     any_size = [{2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO} for _ in inputs]

@@ -265,7 +265,7 @@ def _bgr(image):
         return cv2.merge([(c.clip(0, 1)*np.float32(255) + np.float32(.5)).astype(np.uint8) for c in image.detach().cpu().numpy()[::-1]])
     return to_uint8(image)[..., ::-1]
 
-# %% ../nbs/10_flowio.ipynb #aa55c276
+# %% ../nbs/10_flowio.ipynb #2c5dce3c
 def write_image(
     path: str|Path,     # .png, .jpg, .webp or .bmp
     image,              # anything that `srflow_nb.viz.to_uint8` accepts
@@ -274,9 +274,8 @@ def write_image(
     "Write a picture with 8 bits a channel; the file appears under its name only when it is complete."
     suffix = Path(path).suffix.lower()
     if suffix not in IMAGE_SUFFIXES: raise InputError(f"{path}: no picture format '{suffix}'; known: {', '.join(IMAGE_SUFFIXES)}")
-    args = {'.webp': [cv2.IMWRITE_WEBP_QUALITY, quality], '.jpg': [cv2.IMWRITE_JPEG_QUALITY, quality],
-            '.png': [cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_HUFFMAN_ONLY]}     # noise has no repeats worth looking for
-    return _write_bytes(path, cv2.imencode(suffix, _bgr(image), args.get(suffix.replace('jpeg', 'jpg'), []))[1].tobytes())
+    args = {'.webp': [cv2.IMWRITE_WEBP_QUALITY, quality], '.jpg': [cv2.IMWRITE_JPEG_QUALITY, quality]}.get(suffix.replace('jpeg', 'jpg'), [])
+    return _write_bytes(path, cv2.imencode(suffix, _bgr(image), args)[1].tobytes())
 
 # %% ../nbs/10_flowio.ipynb #220efb6f
 LABEL_COLORS = ((0, 0, 0), (230, 171, 125), (120, 72, 30), (64, 140, 230), (214, 60, 90), (90, 180, 90), (240, 200, 40), (150, 90, 200))

@@ -60,9 +60,9 @@ def check_config(
     for k in c.kinds: check_name(k, KINDS, 'kind of file')
     if not {'clean', 'final'} & set(c.kinds): raise InputError(f"kinds: {', '.join(c.kinds) or 'none'} given; expected 'clean' or 'final' among them")
 
-# %% ../nbs/10c_scene.ipynb #d8663513
+# %% ../nbs/10c_scene.ipynb #5513a4fc
 STRIDES = (1, 2, 4, 8)             # frames of the performance between two pictures, each as likely
-FPS = (24, 25, 25, 30, 30, 50, 60, 100, 200)       # frame rates, as often as cameras have them
+FPS = (24, 25, 25, 25, 30, 30, 30, 50, 60, 200)    # frame rates, as often as cameras have them
 
 class Scene:
     "One person before one camera: everything that a sequence needs, from the seed and the sequence's number."

@@ -95,7 +95,7 @@ def table(rows):
 def main():
     a = arguments()
     data, run, clock = a.work/'data', a.work/'run', a.work/'seconds.json'
-    make_dataset(data, a.pairs, a.size, a.size, a.data_seed, a.workers, resume=True, kinds=('final', 'flow', 'occlusions', 'masks'), pairs_per_sequence=4)
+    make_dataset(data, a.pairs, a.size, a.size, a.data_seed, a.workers, resume=True, kinds=('final', 'flow', 'occlusions', 'masks'), pairs_per_sequence=4, fps=25.)
     training, test = FlowDataset(data, 'training'), FlowDataset(data, 'test')
     config = TrainConfig(steps=a.steps, crop=a.crop, lr=a.lr, seed=a.seed, warmup=20, save_every=25, threads=a.threads)
     spent, began = json.loads(clock.read_text()) if clock.exists() else 0., time.time()
