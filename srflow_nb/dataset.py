@@ -7,7 +7,7 @@ __all__ = ['NOTE', 'LOCK', 'BYTES', 'PACKED', 'EXTRAS', 'AU_NUMBERS', 'sequence_
            'is_complete', 'finish_sequence', 'bytes_needed', 'make_dataset', 'command_for', 'FlowDataset',
            'DatasetConfig', 'Scene', 'read_manifest', 'verify_dataset']
 
-# %% ../nbs/11_dataset.ipynb #1367a0e4
+# %% ../nbs/11_dataset.ipynb #625f19a4
 import errno, json, math, os, shutil, sys
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -16,7 +16,6 @@ from pathlib import Path
 import joblib
 import numba
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 

@@ -100,15 +100,15 @@ def _curtain(width, height, g):
     fold = np.sin(2*np.pi*x/p + .7*_cloud(width, height, g, 3, 2)) + .4*np.sin(5.1*np.pi*x/p)
     return _mix(.8+.22*fold, _colors(g)[0])
 
-# %% ../nbs/09c_film.ipynb #ddac4b3f
+# %% ../nbs/09c_film.ipynb #a7393d21
 def _indoor(width, height, g):
     "A room out of focus: furniture, pictures, a window, lamps."
     h, w = max(24, height//4), max(24, width//4); room = np.full((h, w, 3), _colors(g)[0], np.float32) + .05*_cloud(w, h, g, 2, 2)[..., None]
     cv2.rectangle(room, (0, int(h*g.uniform(.7, .95))), (w, h), _colors(g)[0].tolist(), -1)
-    for i in range(int(g.integers(4, 16))):
+    for _ in range(int(g.integers(4, 16))):
         a, b = np.array([w, h])*g.uniform(-.1, 1, 2), np.array([w, h])*g.beta(1.2, 4, 2)+3
         cv2.rectangle(room, a.astype(int).tolist(), (a+b).astype(int).tolist(), _colors(g)[0].tolist(), -1)
-    for i in range(int(g.integers(0, 5))): cv2.circle(room, (np.array([w, h])*g.uniform(0, 1, 2)).astype(int).tolist(), int(h*g.uniform(.015, .05)), (.9+.3*g.uniform(size=3)).tolist(), -1)
+    for _ in range(int(g.integers(0, 5))): cv2.circle(room, (np.array([w, h])*g.uniform(0, 1, 2)).astype(int).tolist(), int(h*g.uniform(.015, .05)), (.9+.3*g.uniform(size=3)).tolist(), -1)
     room = cv2.GaussianBlur(room, (0, 0), h*math.exp(g.uniform(math.log(.008), math.log(.05))), borderType=cv2.BORDER_REFLECT)
     return cv2.resize(room, (width, height), interpolation=cv2.INTER_CUBIC)
 

@@ -208,14 +208,14 @@ def _keep_face_free(x, centre, side, free):
     over, _ = _face(x, centre, side, free); a = side*np.minimum(over, .25); q = x-centre; cos, sin = np.cos(a), np.sin(a)
     return centre+np.stack([cos*q[:, 0]+sin*q[:, 2], q[:, 1], cos*q[:, 2]-sin*q[:, 0]], 1)
 
-# %% ../nbs/05c_hair.ipynb #475fe0eb
+# %% ../nbs/05c_hair.ipynb #471effbd
 def _scalp_curves(style, roots, shell, length, tie, part, steps):
     "Grow strands over the head: points (S,K,3). Each step turns towards comb, gravity and its layer, then stays outside."
     side = np.where(roots.template[:, 0]+.004*(roots.u[:, 1]-.5) > part, 1., -1.); c, h, long = shell.centre, (length/steps)[:, None], length.max() > .12 and tie is None
     layer = style.body*(.15+.85*roots.u[:, 2])*(np.clip(length/style.length, .3, 1) if tie is None else 1)     # each strand has its place in the layer
     free = 1-(roots.u[:, 3] < .97*style.fringe*soft_step(roots.template[:, 1]+.6*roots.template[:, 2], .088, .10)*(abs(roots.template[:, 0]) < .05))
     x = roots.points; sunk = np.minimum(shell.height(x)[0], 0); d = _unit((1-style.lift)*_comb(style, x, roots.normals, c, tie, side, free)+style.lift*roots.normals); curve = [x]
-    for k in range(steps):
+    for _ in range(steps):
         above, out = shell.height(x); pull = .25*(1-style.lift)+.1 if tie is None else 2.
         settle = np.clip((layer-above)/.012, -1, .3)*min(1., 14/steps)*np.where(long & (x[:, 1] < c[1]-.03), .08, 1.)
         d = d+pull*_comb(style, x, out, c, tie, side, free)*(length > .012)[:, None]+style.gravity*np.array([0., -1, 0])+settle[:, None]*out
@@ -407,11 +407,11 @@ def _bun(roots, out, g, K=20):
     n = np.cos(lat)[..., None]*(np.cos(angle)[..., None]*up+np.sin(angle)[..., None]*across)+1.15*np.sin(lat)[..., None]*out
     return centre[:, None]+r[:, None, None]*n, _unit(n)
 
-# %% ../nbs/05c_hair.ipynb #5e0ca761
+# %% ../nbs/05c_hair.ipynb #829630c6
 def _tail(roots, out, shell, g, K=24):
     "Points of strands that leave the tie and fall down behind."
     S = len(roots); d = _unit(1.3*out+[0, .2, 0]+.16*g.normal(size=(S, 3))); x = roots.points+.006*g.normal(size=(S, 3)); curve = [x]; h = ((.22+.05*g.random(S))/K)[:, None]
-    for k in range(K-1):
+    for _ in range(K-1):
         d = _unit(d+.2*np.array([0., -1, 0])); x = x+h*d
         above, o = shell.height(x); x = x+np.maximum(.012+.012*roots.u[:, 2]-above, 0)[:, None]*o; curve.append(x)
     points = np.stack(curve, 1); return points, _unit(points-points.mean(0)+.006*_unit(out*[1, 0, 1]))
@@ -435,11 +435,11 @@ def _scalp_and_knot(a, style, head, rest, normals, n, seed):
     knot = int(n*dict(bun=.22, tail=.35).get(style.knot, 0.)); tied = [_knot(a, style, head, rest, normals, shell, knot, seed)] if knot else []
     return _scalp(a, style, head, rest, normals, shell, n-sum(int(m.sum()) for _, m in tied), seed)+tied
 
-# %% ../nbs/05c_hair.ipynb #55a327a0
+# %% ../nbs/05c_hair.ipynb #ecc18187
 def _bend(roots, d, length, curve, steps, lift):
     "Short strands: leave the skin, then follow directions d and bend by `curve` (S,3) a step: points (S,K,3)."
     x, out = roots.points, [roots.points]; d = _unit(d-(d*roots.normals).sum(1, keepdims=True)*roots.normals); d = _unit(d+lift*roots.normals)
-    for k in range(steps):
+    for _ in range(steps):
         x = x+(length/steps)[:, None]*d; d = _unit(d+curve/steps); out.append(x)
     return np.stack(out, 1)
 

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['LANDMARKS', 'read_landmarks', 'PhotoFit', 'fit_photo', 'PhotoSkin']
 
-# %% ../nbs/05d_photo_skin.ipynb #2301741e
+# %% ../nbs/05d_photo_skin.ipynb #60f5c1db
 import csv, functools, json
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import cv2
@@ -18,7 +18,7 @@ from scipy.optimize import least_squares, lsq_linear
 
 from .appearance import Appearance, skin_color
 from .camera import Camera
-from .core import InputError, check_finite, check_name
+from .core import InputError, check_name
 from .head import REGIONS, Head, normals, sample_identity
 from .light import sh_basis
 from .viz import to_uint8

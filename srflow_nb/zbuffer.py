@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['CELL', 'draw', 'draw_depth', 'cast']
 
-# %% ../nbs/02b_zbuffer.ipynb #5812cf52
+# %% ../nbs/02b_zbuffer.ipynb #7453451d
 import functools
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from numba import njit, prange
 
 from .core import InputError, say_if_slow
