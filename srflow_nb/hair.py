@@ -208,14 +208,14 @@ def _keep_face_free(x, centre, side, free):
     over, _ = _face(x, centre, side, free); a = side*np.minimum(over, .25); q = x-centre; cos, sin = np.cos(a), np.sin(a)
     return centre+np.stack([cos*q[:, 0]+sin*q[:, 2], q[:, 1], cos*q[:, 2]-sin*q[:, 0]], 1)
 
-# %% ../nbs/05c_hair.ipynb #471effbd
+# %% ../nbs/05c_hair.ipynb #475fe0eb
 def _scalp_curves(style, roots, shell, length, tie, part, steps):
     "Grow strands over the head: points (S,K,3). Each step turns towards comb, gravity and its layer, then stays outside."
     side = np.where(roots.template[:, 0]+.004*(roots.u[:, 1]-.5) > part, 1., -1.); c, h, long = shell.centre, (length/steps)[:, None], length.max() > .12 and tie is None
     layer = style.body*(.15+.85*roots.u[:, 2])*(np.clip(length/style.length, .3, 1) if tie is None else 1)     # each strand has its place in the layer
     free = 1-(roots.u[:, 3] < .97*style.fringe*soft_step(roots.template[:, 1]+.6*roots.template[:, 2], .088, .10)*(abs(roots.template[:, 0]) < .05))
     x = roots.points; sunk = np.minimum(shell.height(x)[0], 0); d = _unit((1-style.lift)*_comb(style, x, roots.normals, c, tie, side, free)+style.lift*roots.normals); curve = [x]
-    for _ in range(steps):
+    for k in range(steps):
         above, out = shell.height(x); pull = .25*(1-style.lift)+.1 if tie is None else 2.
         settle = np.clip((layer-above)/.012, -1, .3)*min(1., 14/steps)*np.where(long & (x[:, 1] < c[1]-.03), .08, 1.)
         d = d+pull*_comb(style, x, out, c, tie, side, free)*(length > .012)[:, None]+style.gravity*np.array([0., -1, 0])+settle[:, None]*out
