@@ -14,14 +14,19 @@ from torch import Tensor
 
 from .core import InputError
 
-# %% ../nbs/12_metrics.ipynb #8f262015
+# %% ../nbs/12_metrics.ipynb #92064a47
 def epe(
     pred: Float[Tensor, "B 2 H W"],  # estimated flow [px]
     true: Float[Tensor, "B 2 H W"],  # true flow [px], NaN where unknown
 ) -> Float[Tensor, "B H W"]:         # error [px], NaN where `true` is
     "End-point error of each pixel (Otte & Nagel, 1994)."
     pred, true = _same_shape(pred, true)
-    return (pred.float() - true.float()).norm(dim=1)
+    return _length(pred.float() - true.float())
+
+# %% ../nbs/12_metrics.ipynb #939ae7e5
+def _length(flow):
+    u, v = flow.unbind(1)
+    return torch.where(u.isnan() | v.isnan(), torch.nan, torch.hypot(u, v))
 
 # %% ../nbs/12_metrics.ipynb #b9e0b635
 def _same_shape(pred, true):
@@ -33,13 +38,13 @@ def _same_shape(pred, true):
 # %% ../nbs/12_metrics.ipynb #9f593e18
 MOVING = .25  # a pixel moves when its true flow is longer than this [px]
 
-# %% ../nbs/12_metrics.ipynb #b03e5bc8
+# %% ../nbs/12_metrics.ipynb #b954bde1
 def moving_mask(
     true: Float[Tensor, "B 2 H W"],  # true flow [px]
     px: float=MOVING,                # threshold [px]
 ) -> Bool[Tensor, "B H W"]:          # False also where the flow is unknown
     "Pixels whose true motion is long enough to matter."
-    return true.norm(dim=1) > px
+    return _length(true) > px
 
 # %% ../nbs/12_metrics.ipynb #8fdb35ea
 def masked_mean(
@@ -68,14 +73,14 @@ def outlier_share(
     e = _kept(err, mask)
     return float((e > px).double().mean() * 100) if len(e) else float('nan')
 
-# %% ../nbs/12_metrics.ipynb #be351f5e
+# %% ../nbs/12_metrics.ipynb #ee69ad1d
 def fl_share(
     pred: Float[Tensor, "B 2 H W"],  # estimated flow [px]
     true: Float[Tensor, "B 2 H W"],  # true flow [px], NaN where unknown
 ) -> float:                          # share of outliers [%]
     "KITTI's Fl: off by more than 3 px and by more than 5 % of the true length (Menze & Geiger, 2015)."
     pred, true = _same_shape(pred, true)
-    e, length = epe(pred, true), true.float().norm(dim=1)
+    e, length = epe(pred, true), _length(true.float())
     known = torch.isfinite(e)
     return float(((e > 3) & (e > .05 * length))[known].double().mean() * 100) if known.any() else float('nan')
 

@@ -107,3 +107,8 @@ def test_table_says_above():
     t = metrics_table({'zero': flow_metrics(flow((1, 0)), flow((0, 0)))})
     assert 'share above 1 px [%]' in t.columns and list(t.index) == ['zero'] and not [c for c in t.columns if c.startswith('px')]
     with pytest.raises(InputError): metrics_table({})
+
+
+def test_a_half_unknown_arrow_is_unknown_however_wrong_the_other_half_is():
+    "C's hypot says infinity for (NaN, infinity)."
+    assert epe(flow((math.inf, 0)), flow((0, math.nan))).isnan().all() and not moving_mask(flow((math.nan, 9.))).any()
