@@ -25,7 +25,8 @@ import srflow_nb.flowio
 import srflow_nb.layout
 import srflow_nb.scene
 from srflow_nb.avatar import Avatar
-from srflow_nb.dataset import make_dataset, single_thread
+from srflow_nb.core import threads
+from srflow_nb.dataset import make_dataset
 from srflow_nb.film import Film
 from srflow_nb.layout import KINDS, frame_files, write_frame
 from srflow_nb.scene import DatasetConfig, Scene
@@ -60,7 +61,7 @@ def where_time_goes(c, sequences):
     clock, saved = Stopwatch(), [(owner, name, vars(owner)[name]) for places in STAGES.values() for owner, name in places]
     folder = Path(tempfile.mkdtemp())
     try:
-        with torch.no_grad(), single_thread():
+        with torch.no_grad(), threads(1):
             _sequence(c, 0, folder)                                                       # compiles, warms
             for stage, places in STAGES.items():
                 for owner, name in places:

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['InputError', 'check_name', 'check_finite', 'rng', 'seed_everything', 'atomic_write', 'data_path', 'remove_unfinished',
-           'say_if_slow', 'default_device', 'versions']
+           'say_if_slow', 'default_device', 'threads', 'versions']
 
-# %% ../nbs/00_core.ipynb #d0206bd6
+# %% ../nbs/00_core.ipynb #72268266
 import difflib, importlib.metadata, os, platform, random, sys, threading, zlib
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -110,6 +111,29 @@ def say_if_slow(
 def default_device() -> torch.device:  # `cuda` where a CUDA device is present, else `cpu`
     "The device that work goes to when nobody says otherwise."
     return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+
+# %% ../nbs/00_core.ipynb #d25397cf
+_one_at_a_time = threading.Lock()
+
+def _set_torch_threads(n):
+    "Set PyTorch's number for this thread, and for no other."
+    with _one_at_a_time, ThreadPoolExecutor(1) as newcomer:
+        theirs = newcomer.submit(torch.get_num_threads).result()
+        torch.set_num_threads(n)
+        newcomer.submit(torch.set_num_threads, theirs).result()
+
+# %% ../nbs/00_core.ipynb #bc7e452c
+@contextmanager
+def threads(
+    n: int=1,            # numba takes at most the number that it was started with
+):                       # nothing; raises `InputError` when `n` is below 1
+    "Compute on `n` threads inside the block, PyTorch and numba alike; other threads of the process do not notice."
+    import numba
+    if n < 1: raise InputError(f"threads={n}; expected at least 1")
+    before = torch.get_num_threads(), numba.get_num_threads()
+    _set_torch_threads(n); numba.set_num_threads(min(n, numba.config.NUMBA_NUM_THREADS))
+    try: yield
+    finally: _set_torch_threads(before[0]); numba.set_num_threads(before[1])
 
 # %% ../nbs/00_core.ipynb #dca83463
 def versions() -> dict:  # name -> version

@@ -8,7 +8,7 @@ __all__ = ['DOMAINS', 'AUS_BY_CLASS', 'EMOTION_WORDS', 'CASME2_HEADER', 'SAMM_HE
            'perform', 'crop_camera', 'expose', 'kept_frames', 'render_clip', 'make_person', 'clip_folder', 'frame_name',
            'write_clip', 'write_sheet', 'write_sheets', 'composite_hash', 'synthetic_composite']
 
-# %% ../nbs/19_me_synthetic.ipynb #bca80948
+# %% ../nbs/19_me_synthetic.ipynb #85107fec
 import hashlib, io, json, os, re, shutil, zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,8 +24,7 @@ from tqdm.auto import tqdm
 from .avatar import Avatar
 from .camera import Camera
 from .light import sample_light
-from .core import InputError, atomic_write, rng
-from .dataset import single_thread
+from .core import InputError, atomic_write, rng, threads
 from .head import REGIONS, Head
 from .me_data import CLASSES, Clip, load_composite
 from .motion import Performance, add_blink, micro_expression
@@ -330,7 +329,7 @@ def write_sheets(
         if p.domain == 'samm': samm.append([f'{p.subject+6:03d}', name, 1, *spots, p.frames, '1/2', aus, p.emotion, None, None])
     write_sheet(root/'casme2/CASME2-coding-20140508.xlsx', casme2); write_sheet(root/'samm/SAMM_Micro_FACS_Codes_v2.xlsx', samm)
 
-# %% ../nbs/19_me_synthetic.ipynb #27da0778
+# %% ../nbs/19_me_synthetic.ipynb #410449fc
 def _render_person(
     plans: list[ClipPlan],       # clips of one person
     root: Path,                  # the composite's folder
@@ -339,7 +338,7 @@ def _render_person(
     "Render what is not there yet."
     todo = [p for p in plans if not clip_folder(p, root).is_dir()]
     if not todo: return len(plans)
-    with single_thread():
+    with threads(1):
         avatar, light = make_person(todo[0].domain, todo[0].subject, seed, gaussians)
         for p in todo:
             pictures = render_clip(avatar, light, p, seed, frames, scale)

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from srflow_nb.core import InputError
-from srflow_nb.dataset import EXTRAS, FlowDataset, DatasetConfig, bytes_needed, make_dataset, read_manifest, sequence_plan, verify_dataset
+from srflow_nb.dataset import EXTRAS, FlowDataset, bytes_needed, make_dataset, sequence_plan
 from srflow_nb.flowio import read_flow
-from srflow_nb.layout import KINDS
+from srflow_nb.layout import KINDS, read_manifest, verify_dataset
+from srflow_nb.scene import DatasetConfig
 
 SMALL = dict(pairs=5, width=96, height=112, seed=3, gaussians=2000, pairs_per_sequence=3)      # two people
 TINY = dict(pairs=8, width=48, height=56, seed=3, gaussians=1000, pairs_per_sequence=1)

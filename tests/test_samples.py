@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from srflow_nb.dataset import EXTRAS, FlowDataset, read_manifest, verify_dataset, write_sequence
-from srflow_nb.layout import KINDS, frame_files, read_kind
+from srflow_nb.dataset import EXTRAS, FlowDataset, write_sequence
+from srflow_nb.layout import KINDS, frame_files, read_kind, read_manifest, verify_dataset
 from srflow_nb.scene import DatasetConfig
 
 ROOT = Path(__file__).parent.parent

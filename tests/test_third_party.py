@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from _tiny import tiny_set
-from srflow_nb.dataset import FlowDataset, make_dataset, verify_dataset
+from srflow_nb.dataset import FlowDataset, make_dataset
 from srflow_nb.flowio import read_flow
-from srflow_nb.layout import read_kind
+from srflow_nb.layout import read_kind, verify_dataset
 
 SMALL = dict(pairs=6, width=96, height=112, seed=3, gaussians=2000, progress=False)
 

@@ -14,7 +14,8 @@ import argparse
 import shutil
 from pathlib import Path
 
-from srflow_nb.dataset import make_dataset, verify_dataset
+from srflow_nb.dataset import make_dataset
+from srflow_nb.layout import verify_dataset
 
 HERE = Path(__file__).parent.parent/'data_samples'
 SETS = dict(faces=dict(pairs=3, width=550, height=802, seed=104, pairs_per_sequence=1, test_every=3, flow_format='flo5'),
