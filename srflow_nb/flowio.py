@@ -258,14 +258,7 @@ def read_image(
     a = a[..., ::-1].astype(np.float32) / np.iinfo(a.dtype).max
     return torch.from_numpy(np.ascontiguousarray(a.transpose(2, 0, 1)))
 
-# %% ../nbs/10_flowio.ipynb #9582a257
-def _bgr(image):
-    "The bytes of a picture as OpenCV wants them, blue first."
-    if torch.is_tensor(image) and image.dtype == torch.float32 and image.ndim == 3 and image.shape[0] == 3 and image.max() <= 4:
-        return cv2.merge([(c.clip(0, 1)*np.float32(255) + np.float32(.5)).astype(np.uint8) for c in image.detach().cpu().numpy()[::-1]])
-    return to_uint8(image)[..., ::-1]
-
-# %% ../nbs/10_flowio.ipynb #2c5dce3c
+# %% ../nbs/10_flowio.ipynb #0a4c14a4
 def write_image(
     path: str|Path,     # .png, .jpg, .webp or .bmp
     image,              # anything that `srflow_nb.viz.to_uint8` accepts
@@ -275,7 +268,7 @@ def write_image(
     suffix = Path(path).suffix.lower()
     if suffix not in IMAGE_SUFFIXES: raise InputError(f"{path}: no picture format '{suffix}'; known: {', '.join(IMAGE_SUFFIXES)}")
     args = {'.webp': [cv2.IMWRITE_WEBP_QUALITY, quality], '.jpg': [cv2.IMWRITE_JPEG_QUALITY, quality]}.get(suffix.replace('jpeg', 'jpg'), [])
-    return _write_bytes(path, cv2.imencode(suffix, _bgr(image), args)[1].tobytes())
+    return _write_bytes(path, cv2.imencode(suffix, cv2.cvtColor(to_uint8(image), cv2.COLOR_RGB2BGR), args)[1].tobytes())
 
 # %% ../nbs/10_flowio.ipynb #220efb6f
 LABEL_COLORS = ((0, 0, 0), (230, 171, 125), (120, 72, 30), (64, 140, 230), (214, 60, 90), (90, 180, 90), (240, 200, 40), (150, 90, 200))

@@ -20,7 +20,7 @@ from .core import InputError, atomic_write
 # %% ../nbs/01_viz.ipynb #87a01229
 def _array(x): return x.detach().float().cpu().numpy() if torch.is_tensor(x) and x.is_floating_point() else np.asarray(x.cpu() if torch.is_tensor(x) else x)
 
-# %% ../nbs/01_viz.ipynb #f3688548
+# %% ../nbs/01_viz.ipynb #1766de7c
 def to_uint8(
     image,  # (3,H,W), (1,H,W), (H,W,3) or (H,W): floats in [0,1], bytes or bools; torch or numpy; a batch of one is fine
 ) -> UInt8[np.ndarray, "H W 3"]:  # RGB bytes; NaN becomes mid grey
@@ -28,20 +28,23 @@ def to_uint8(
     a = _array(image)
     if a.ndim == 4 and len(a) == 1: a = a[0]
     channels_last = a.ndim == 3 and a.shape[-1] in (3, 4) and (a.dtype == np.uint8 or a.shape[0] not in (1, 3))
-    if a.ndim == 3 and not channels_last: a = np.moveaxis(a, 0, -1)
-    if a.ndim == 2: a = a[..., None]
-    if a.ndim != 3 or a.shape[-1] not in (1, 3, 4) or 0 in a.shape:
+    if a.ndim == 2: a = a[None]
+    if a.ndim != 3 or a.shape[-1 if channels_last else 0] not in (1, 3, 4) or 0 in a.shape:
         raise InputError(f"not a picture: shape {tuple(np.shape(image))}; expected (3,H,W), (H,W,3) or (H,W)")
-    a = np.repeat(a, 3, -1) if a.shape[-1] == 1 else a[..., :3]
-    return np.ascontiguousarray(_to_bytes(a))
+    a = _to_bytes(a[..., :3] if channels_last else a[:3])                 # nobody shows the opacity
+    if channels_last: return np.ascontiguousarray(a)
+    return cv2.merge([np.ascontiguousarray(c) for c in a] * (3 if len(a) == 1 else 1))
 
-# %% ../nbs/01_viz.ipynb #c0b1a83b
+# %% ../nbs/01_viz.ipynb #76ce67c1
 def _to_bytes(a):
     if a.dtype == np.uint8: return a
     if a.dtype == bool: return a * np.uint8(255)
     if a.dtype.kind != 'f': raise InputError(f"not a picture: type {a.dtype}; expected floats in [0,1], bytes or bools")
-    if np.nanmax(a, initial=0) > 4: raise InputError(f"picture has values up to {np.nanmax(a):.3g}; floats are expected in [0,1], so divide by 255")
-    return (np.nan_to_num(a, nan=.5).clip(0, 1) * 255 + .5).astype(np.uint8)
+    peak = a.max()
+    if np.isnan(peak): a, peak = np.nan_to_num(a, nan=.5), np.nanmax(a, initial=0)
+    if peak > 4: raise InputError(f"picture has values up to {peak:.3g}; floats are expected in [0,1], so divide by 255")
+    a = a.clip(0, 1); a *= 255; a += .5
+    return a.astype(np.uint8)
 
 # %% ../nbs/01_viz.ipynb #427e4fcc
 WHEEL_STEPS = (15, 6, 4, 11, 13, 6)  # red-yellow, yellow-green, green-cyan, cyan-blue, blue-magenta, magenta-red

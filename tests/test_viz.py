@@ -178,3 +178,13 @@ def test_figures_print_short_and_save_whole(tmp_path):
     page = (tmp_path/'f.html').read_text()
     assert page.startswith('<!doctype html>') and str(fig) in page and '&lt;t&gt;' in page
     assert 'radius 2 px' in wheel_html(2.)
+
+
+@pytest.mark.parametrize('kind', [np.float32, np.float64, np.uint8, bool])
+def test_the_order_in_memory_changes_no_byte(kind):
+    a = rng(0, 'order').normal(.5, .4, (21, 30, 3))
+    a = (a > .5) if kind is bool else (a.clip(0, 1)*255).astype(kind) if kind is np.uint8 else a.astype(kind)
+    planes = np.ascontiguousarray(a.transpose(2, 0, 1))
+    want = to_uint8(a)
+    for b in (planes, planes[None], a.transpose(2, 0, 1), torch.from_numpy(planes), torch.from_numpy(a).permute(2, 0, 1)): assert np.array_equal(to_uint8(b), want)
+    assert np.array_equal(to_uint8(planes[1]), want[..., [1, 1, 1]])
