@@ -7,7 +7,7 @@ __all__ = ['PRESETS', 'RUNS', 'COLUMNS', 'DemoPreset', 'Stages', 'people_html', 
            'compare', 'maps_html', 'fastest_pair', 'microexpr', 'run_stages', 'run_demo', 'flow_table', 'me_table',
            'verdict', 'page_parts', 'confusion_html', 'print_summary']
 
-# %% ../nbs/23_demo.ipynb #98d72429
+# %% ../nbs/23_demo.ipynb #77e329f5
 import json, os, sys, time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from skimage.data import astronaut
 from .avatar import Avatar
 from .benchmark import benchmark_flow, benchmark_table, paired_interval, plain_table
 from .camera import frontal_camera
-from .core import InputError, atomic_write, check_name, versions
+from .core import InputError, atomic_write, check_name, threads, versions
 from .dataset import FlowDataset, make_dataset
 from .estimators import get_estimator
 from .flow import splat_flow
@@ -212,7 +212,7 @@ def run_stages(
                   seed=seed, preset=name, settings=asdict(preset), versions=versions(), cores=os.cpu_count())
     return report, dict(people=people, truth=truth['html'], curves=curves, maps=maps)
 
-# %% ../nbs/23_demo.ipynb #fb8b9495
+# %% ../nbs/23_demo.ipynb #9228e175
 def run_demo(
     out: str|Path,             # folder for everything that is made
     preset: str = 'quick',     # 'quick' or 'standard'
@@ -222,7 +222,7 @@ def run_demo(
     "Run the whole job, write report.json and report.html; run again to go on where it stopped."
     out, settings = Path(out), PRESETS[check_name(preset, PRESETS, 'preset')]
     if out.exists() and not out.is_dir(): raise InputError(f'{out}: is a file, expected a folder')
-    report, pictures = run_stages(out, preset, settings, seed, log)
+    with threads(1): report, pictures = run_stages(out, preset, settings, seed, log)   # a network's last digits depend on the number of threads
     with atomic_write(out/'report.json', 'w') as f: json.dump(report, f, indent=1, allow_nan=False)
     write_page(out/'report.html', 'srflow-nb: the main job', *page_parts(report, pictures))
     return report

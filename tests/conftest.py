@@ -27,12 +27,6 @@ def pytest_collection_modifyitems(config, items):
         if 'cuda' in item.keywords and not torch.cuda.is_available(): item.add_marker(pytest.mark.skip(reason="no CUDA device here"))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item):
-    "Sums depend on the number of threads: every test, and what it sets up, starts with the same (threads of a cluster that share a process leave another)."
-    torch.set_num_threads(2)
-
-
 @pytest.fixture(autouse=True)
 def seeded():
     "The global streams start at the same place for every test."
