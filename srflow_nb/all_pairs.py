@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['UPDATES', 'ResidualBlock', 'Encoder', 'correlation_volume', 'correlation_pyramid', 'hats', 'places', 'lookup',
            'ConvGRU', 'SuperKernel', 'depthwise', 'MotionEncoder', 'SuperKernelUpdate', 'GlobalMotion',
-           'convex_upsample', 'UpdateBlock', 'AllPairsFlow']
+           'convex_upsample', 'UpdateBlock', 'Comparison', 'start_gently', 'AllPairsFlow']
 
-# %% ../nbs/13b_all_pairs.ipynb #542b23e7
+# %% ../nbs/13b_all_pairs.ipynb #65321321
+import math
+
 import torch
 import torch.nn.functional as F
-from fastcore.basics import patch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -272,7 +273,50 @@ class UpdateBlock(nn.Module):
         hidden = self.memory(hidden, torch.cat(news, 1))
         return hidden, self.head(hidden).float()
 
-# %% ../nbs/13b_all_pairs.ipynb #d1e7fddf
+# %% ../nbs/13b_all_pairs.ipynb #9a7af935
+class Comparison(nn.Module):
+    "All that is computed once: matches of all pairs, and what frame 1 is made of."
+    def __init__(self,
+        channels: int,                        # features that are compared
+        memory: int,                          # channels of the first memory
+        context: int,                         # channels that say what a place is
+        levels: int,                          # of the correlation pyramid
+        widths: tuple,                        # stages of the encoders
+        strides: tuple,                       # of their first convolution and stages
+        cosine: bool=True,                    # compare directions of features only
+        shared: bool=False,                   # context from the same encoder: half the work
+    ):
+        super().__init__()
+        self.levels, self.memory, self.shared = levels, memory, shared
+        self.features = Encoder(channels, widths, strides)
+        self.context = nn.Conv2d(channels, memory + context, 1) if shared else Encoder(memory + context, widths, strides)
+        self.temperature = nn.Parameter(torch.tensor(2.)) if cosine else None      # its logarithm
+    def forward(self,
+        frame1: Float[Tensor, "B 3 H W"],     # RGB in [-1,1], sides multiples of the coarseness
+        frame2: Float[Tensor, "B 3 H W"],     # RGB in [-1,1]
+    ) -> tuple:                               # correlation pyramid; memory and context of frame 1
+        "Compare two frames."
+        features = self.features(torch.cat([frame1, frame2]))
+        first, second = features.float().chunk(2)
+        if self.temperature is not None:      # unit vectors; sqrt(D) undoes the division in `correlation_volume`
+            first, second = F.normalize(first, dim=1)*self.temperature.exp()*first.shape[1]**.5, F.normalize(second, dim=1)
+        about = self.context(features[:len(frame1)] if self.shared else frame1)
+        memory, context = about[:, :self.memory], about[:, self.memory:]
+        return correlation_pyramid(correlation_volume(first, second), self.levels), memory.tanh(), context.relu()
+
+# %% ../nbs/13b_all_pairs.ipynb #16caa6e6
+def start_gently(
+    head: nn.Module,                          # its last convolution says how to move
+    neighbours: nn.Sequential,                # its last convolution weighs neighbours for `convex_upsample`
+):                                            # nothing
+    "Make the moves of an untrained network small, and its upsampling smooth."
+    last = [m for m in head.modules() if isinstance(m, nn.Conv2d)][-1]
+    with torch.no_grad():
+        last.weight.mul_(.1); last.bias.zero_()
+        neighbours[-1].weight.mul_(.25); neighbours[-1].bias.zero_()
+        neighbours[-1].bias.view(9, -1)[4] = 1.
+
+# %% ../nbs/13b_all_pairs.ipynb #2a860a96
 class AllPairsFlow(nn.Module):
     "Optical flow from all-pairs correlation: RAFT with update='gru', SKFlow with update='super_kernel'."
     def __init__(self,
@@ -291,62 +335,29 @@ class AllPairsFlow(nn.Module):
         **update_options,                     # kernels, strips, alike: see `UpdateBlock`
     ):
         super().__init__()
-        self.levels, self.radius, self.iters, self.hidden, self.shared = levels, radius, iters, hidden, shared
-        self.coarse = torch.tensor(strides).prod().item()
-        self.features = Encoder(channels, widths, strides)
-        self.context = nn.Conv2d(channels, hidden + context, 1) if shared else Encoder(hidden + context, widths, strides)
+        self.radius, self.iters, self.coarse = radius, iters, math.prod(strides)
+        self.whole = self.coarse*2**(levels - 1)     # sides are padded to multiples of this
+        self.compare = Comparison(channels, hidden, context, levels, widths, strides, cosine, shared)
         self.update = UpdateBlock(levels*(2*radius + 1)**2, hidden, context, motion, update, **update_options)
         self.neighbours = nn.Sequential(nn.Conv2d(hidden, 2*hidden, 3, padding=1), nn.ReLU(), nn.Conv2d(2*hidden, 9*self.coarse**2, 1))
-        self.temperature = nn.Parameter(torch.tensor(2.)) if cosine else None
-        self.start_gently()
-
-# %% ../nbs/13b_all_pairs.ipynb #306cec9d
-@patch
-def start_gently(self: AllPairsFlow,
-    share: float=.1,                          # of the usual size of the first moves
-):
-    "Make the moves of an untrained network small, and its upsampling smooth."
-    last = [m for m in self.update.head.modules() if isinstance(m, nn.Conv2d)][-1]
-    middle = self.neighbours[-1].bias.view(9, -1)
-    with torch.no_grad():
-        last.weight.mul_(share); last.bias.zero_()
-        self.neighbours[-1].weight.mul_(.25); self.neighbours[-1].bias.zero_(); middle[4] = 1.
-
-# %% ../nbs/13b_all_pairs.ipynb #8f8df3c1
-@patch
-def compare(self: AllPairsFlow,
-    frame1: Float[Tensor, "B 3 H W"],         # RGB in [-1,1], sides multiples of the coarseness
-    frame2: Float[Tensor, "B 3 H W"],         # RGB in [-1,1]
-) -> tuple:                                   # correlation pyramid; memory and context of frame 1
-    "All that is computed once: matches of all pairs, and what frame 1 is made of."
-    features = self.features(torch.cat([frame1, frame2]))
-    first, second = features.float().chunk(2)
-    if self.temperature is not None:          # unit vectors; sqrt(D) undoes the division in `correlation_volume`
-        first, second = F.normalize(first, dim=1)*self.temperature.exp()*first.shape[1]**.5, F.normalize(second, dim=1)
-    context = self.context(features[:len(frame1)] if self.shared else frame1)
-    hidden, context = context.split([self.hidden, context.shape[1] - self.hidden], 1)
-    return correlation_pyramid(correlation_volume(first, second), self.levels), hidden.tanh(), context.relu()
-
-# %% ../nbs/13b_all_pairs.ipynb #f1e60fe8
-@patch
-def flows(self: AllPairsFlow,
-    frame1: Float[Tensor, "B 3 H W"],         # RGB in [0,1], any height and width
-    frame2: Float[Tensor, "B 3 H W"],         # RGB in [0,1]
-    init_flow: Float[Tensor, "B 2 H W"]|None=None,  # flow to start from [px]; default: none
-    iters: int|None=None,                     # looks; default: the network's own number
-) -> list:                                    # of (B,2,H,W) [px], one for each look, the last is the best
-    "Flow from frame 1 to frame 2 after each look."
-    h, w = frame1.shape[-2:]
-    whole = self.coarse*2**(self.levels - 1)
-    pad = lambda x: F.pad(x, (0, -w % whole, 0, -h % whole), mode='replicate')
-    pyramid, hidden, context = self.compare(pad(2*frame1 - 1), pad(2*frame2 - 1))
-    flow = torch.zeros_like(places(*hidden.shape[-2:], pyramid[0])).expand(len(frame1), -1, -1, -1)
-    if init_flow is not None: flow = F.avg_pool2d(pad(init_flow.float()), self.coarse)/self.coarse
-    attention = self.update.alike.attention(context) if self.update.alike is not None else None
-    found = []
-    for _ in range(self.iters if iters is None else iters):
-        flow = flow.detach()
-        hidden, move = self.update(hidden, context, lookup(pyramid, flow, self.radius), flow, attention)
-        flow = flow + move
-        found.append(convex_upsample(self.coarse*flow, self.neighbours(hidden).float(), self.coarse)[..., :h, :w])
-    return found
+        start_gently(self.update.head, self.neighbours)
+    def flows(self,
+        frame1: Float[Tensor, "B 3 H W"],     # RGB in [0,1], any height and width
+        frame2: Float[Tensor, "B 3 H W"],     # RGB in [0,1]
+        init_flow: Float[Tensor, "B 2 H W"]|None=None,  # flow to start from [px]; default: none
+        iters: int|None=None,                 # looks; default: the network's own number
+    ) -> list:                                # of (B,2,H,W) [px], one for each look, the last is the best
+        "Flow from frame 1 to frame 2 after each look."
+        h, w = frame1.shape[-2:]
+        pad = lambda x: F.pad(x, (0, -w % self.whole, 0, -h % self.whole), mode='replicate')
+        pyramid, hidden, context = self.compare(pad(2*frame1 - 1), pad(2*frame2 - 1))
+        flow = torch.zeros_like(hidden[:, :2], dtype=torch.float32)
+        if init_flow is not None: flow = F.avg_pool2d(pad(init_flow.float()), self.coarse)/self.coarse
+        attention = self.update.alike.attention(context) if self.update.alike is not None else None
+        found = []
+        for _ in range(self.iters if iters is None else iters):
+            flow = flow.detach()
+            hidden, move = self.update(hidden, context, lookup(pyramid, flow, self.radius), flow, attention)
+            flow = flow + move
+            found.append(convex_upsample(self.coarse*flow, self.neighbours(hidden).float(), self.coarse)[..., :h, :w])
+        return found
