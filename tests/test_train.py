@@ -1,20 +1,22 @@
 "Promises of 16_train: it learns, survives kill -9 exactly, stops at NaN, refuses to mix runs."
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from srflow_nb.core import InputError, rng
+from srflow_nb.core import InputError
 from srflow_nb.model import SRFlowNet
-from srflow_nb.train import (PRESETS, TrainConfig, batches, learning_rate, make_batch, preset, random_crop, random_flip,
-                             random_warp, read_log, train)
+from srflow_nb.train import (PRESETS, TrainConfig, batches, learning_rate, make_sample, preset, random_warp, read_log,
+                             stack, train)
 from srflow_nb.warps import WarpDataset, photo, sample_at
 
-SMALL = dict(steps=12, batch=2, crop=48, warmup=2, save_every=4, log_every=2)
+SMALL = dict(steps=6, batch=2, crop=32, warmup=2, save_every=2, log_every=1)
 
 
 def data(): return WarpDataset([photo('coffee'), photo('gravel')], n=6, size=64, seed=1)
@@ -34,7 +36,7 @@ def test_training_lowers_the_loss(tmp_path):
     config = TrainConfig(steps=40, batch=2, crop=64, warmup=4, save_every=40, log_every=5, noise=0., warped=0., still=0.)
     log = train(config, OnePair(), tmp_path, progress=False)
     assert log['loss'][-1] < .8*log['loss'][0] and log['epe'][-1] < log['epe'][0]
-    assert (tmp_path/'model.safetensors').exists() and (tmp_path/'train.json').exists()
+    assert (tmp_path/'model.safetensors').exists() and json.loads((tmp_path/'train.json').read_text())['config']['steps'] == 40
 
 
 def test_kill_between_log_and_checkpoint_loses_no_line(tmp_path, monkeypatch):
@@ -90,25 +92,36 @@ def test_nan_stops_the_run_and_saves_the_batch(tmp_path):
 
 def test_batches_are_a_function_of_the_step():
     config, d = TrainConfig(**SMALL), data()
-    late = dict(batches(d, config, first=9))
-    for step, batch in batches(d, config):
-        if step in late:
-            for key in batch: assert torch.equal(batch[key], late[step][key])
+    with ThreadPoolExecutor(2) as pool:
+        late = dict(batches(d, config, pool, first=4))
+        seen = {step: samples for step, samples in batches(d, config, pool) if step in late}
+    assert sorted(seen) == [4, 5]
+    for step in late:
+        for a, b in zip(late[step], seen[step], strict=True): assert all(torch.equal(a[k], b[k]) for k in a)
 
 
 def test_processes_share_a_batch():
-    config, d = TrainConfig(**SMALL | dict(batch=4)), data()
-    whole, parts = make_batch(d, config, 3), [make_batch(d, config, 3, rank=r, world=2) for r in range(2)]
-    for key in whole: assert torch.equal(torch.stack([parts[0][key], parts[1][key]], 1).flatten(0, 1), whole[key])
+    config, d = TrainConfig(**SMALL | dict(steps=1, batch=5)), data()
+    with ThreadPoolExecutor(1) as pool: whole, *parts = [next(batches(d, config, pool, 0, r, w))[1] for r, w in ((0, 1), (0, 2), (1, 2))]
+    for k, sample in enumerate(whole): assert torch.equal(sample['frame2'], parts[k % 2][k//2]['frame2'])
 
 
-def test_flip_and_warp_keep_the_definition_of_flow():
-    pair = random_crop(data()[2], rng(0, 'crop'), 48)
-    for change in (random_warp, lambda p, g: random_flip(random_warp(p, g), g)):
-        new = change(pair, rng(1, 'change'))
-        x = torch.stack(torch.meshgrid(torch.arange(48.), torch.arange(48.), indexing='xy'), -1)
-        miss = (sample_at(new['frame2'], (x + new['flow'].permute(1, 2, 0)).numpy()) - new['frame1']).abs().mean(0)
-        assert miss[new['valid']].mean() < .01
+def test_a_start_is_made_for_those_who_want_one():
+    assert 'start' in make_sample(data(), TrainConfig(**SMALL), 0, 0) and 'start' not in make_sample(data(), TrainConfig(**SMALL), 0, 0, start=False)
+
+
+@pytest.mark.parametrize('zoom', [0., 1.])
+def test_samples_keep_the_definition_of_flow(zoom):
+    "Frame 2 along the flow is frame 1, whatever was done to the pair."
+    config, d, seen = TrainConfig(crop=48, noise=0., still=0., warped=.3, augment=dict(zoom_chance=zoom, asymmetric=0.)), data(), []
+    x = torch.stack(torch.meshgrid(torch.arange(48.), torch.arange(48.), indexing='xy'), -1)
+    for k in range(20):
+        s = make_sample(d, config, 0, k, start=False)
+        miss = (sample_at(s['frame2'], (x + s['flow'].permute(1, 2, 0)).numpy()) - s['frame1']).abs().mean(0)
+        still = (s['frame2'] - s['frame1']).abs().mean(0)
+        seen.append((miss[s['valid']].median().item(), still[s['valid']].median().item()))
+    miss, still = torch.tensor(seen).T
+    assert miss.median() < .02 and miss.mean() < .4*still.mean()
 
 
 def test_learning_rate_rises_and_falls():
@@ -123,6 +136,7 @@ def test_presets_are_configurations(name): assert preset(name, seed=3).seed == 3
 
 @pytest.mark.parametrize('call, words', [
     (lambda: preset('quik'), 'quick'), (lambda: TrainConfig(steps=0), 'steps is 0'), (lambda: TrainConfig(crop=50), 'multiple of 4'),
-    (lambda: random_crop(data()[0], rng(0), 128), 'smaller than the crop')])
+    (lambda: make_sample(data(), TrainConfig(crop=128), 0, 0), 'smaller than the crop'), (lambda: TrainConfig(ema=1.), 'ema is 1'),
+    (lambda: TrainConfig(mixed_precision='fp16'), 'mixed precision')])
 def test_mistakes_are_named(call, words):
     with pytest.raises(InputError, match=words): call()
