@@ -316,7 +316,7 @@ def start_gently(
         neighbours[-1].weight.mul_(.25); neighbours[-1].bias.zero_()
         neighbours[-1].bias.view(9, -1)[4] = 1.
 
-# %% ../nbs/13b_all_pairs.ipynb #2a860a96
+# %% ../nbs/13b_all_pairs.ipynb #3480b570
 class AllPairsFlow(nn.Module):
     "Optical flow from all-pairs correlation: RAFT with update='gru', SKFlow with update='super_kernel'."
     def __init__(self,
@@ -336,7 +336,7 @@ class AllPairsFlow(nn.Module):
     ):
         super().__init__()
         self.radius, self.iters, self.coarse = radius, iters, math.prod(strides)
-        self.whole = self.coarse*2**(levels - 1)     # sides are padded to multiples of this
+        self.whole = self.coarse*2**max(levels - 1, 1)     # sides are padded to multiples of this; one place alone has no variance
         self.compare = Comparison(channels, hidden, context, levels, widths, strides, cosine, shared)
         self.update = UpdateBlock(levels*(2*radius + 1)**2, hidden, context, motion, update, **update_options)
         self.neighbours = nn.Sequential(nn.Conv2d(hidden, 2*hidden, 3, padding=1), nn.ReLU(), nn.Conv2d(2*hidden, 9*self.coarse**2, 1))
