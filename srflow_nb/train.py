@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['PRESETS', 'AUGMENT', 'MAPS', 'TrainConfig', 'preset', 'random_camera', 'random_warp', 'make_sample', 'stack',
            'Objective', 'learning_rate', 'follow', 'Run', 'new_run', 'save_checkpoint', 'load_checkpoint', 'read_log',
-           'write_log', 'tensorboard', 'check_loss', 'alone', 'gradient', 'add_up', 'train_step', 'batches', 'validate',
-           'keep_best', 'log_line', 'record', 'write_config', 'check_launch', 'train']
+           'write_log', 'tensorboard', 'check_loss', 'alone', 'cores', 'gradient', 'add_up', 'train_step', 'batches',
+           'validate', 'keep_best', 'log_line', 'record', 'write_config', 'check_launch', 'train']
 
-# %% ../nbs/16_train.ipynb #b26893f7
+# %% ../nbs/16_train.ipynb #07d79591
 import copy
 import csv
 import json
@@ -29,19 +29,20 @@ from tqdm.auto import tqdm
 
 from .augment import Augment
 from .core import InputError, atomic_write, check_name, rng, seed_everything, threads, versions
+from .families import build_model
 from .losses import SRFlowLoss, valid_mask
-from .model import SRFlowNet, classical_start
+from .model import classical_start
 from .warps import add_noise, log_uniform, pixel_grid, sample_at, smooth_flow
 
-# %% ../nbs/16_train.ipynb #22a1f4e2
+# %% ../nbs/16_train.ipynb #6f4c2c70
 @dataclass
 class TrainConfig:
     "Everything that decides what a training run computes."
-    size: str = 'tiny'                   # which network
+    size: str = 'tiny'                   # which network: a name of `MODELS`
     steps: int = 200                     # optimiser steps
     batch: int = 4                       # pairs in a step, of all processes together
     crop: int = 160                      # side of the square crops [px], a multiple of 4
-    iters: int = 2                       # repairs in training (at use: the model's own number)
+    iters: int = 0                       # refinements in training; 0: the network's own number
     lr: float = 3e-3                     # highest learning rate
     warmup: int = 10                     # steps until it is reached
     weight_decay: float = 1e-4           # AdamW's
@@ -55,12 +56,12 @@ class TrainConfig:
     loss: dict = field(default_factory=dict)  # settings of `SRFlowLoss`, e.g. {'gradient': .2}
     mixed_precision: str = 'no'          # the network's arithmetic: 'no' (float32) or 'bf16'
     seed: int = 0                        # of weights, crops, noise, order
-    threads: int = 0                     # workers on a CPU; 0: as many as PyTorch would use. Changes the time, and not one bit
+    threads: int = 0                     # workers on a CPU, 0: see `cores`; changes the time and not one bit
     save_every: int = 50                 # steps between checkpoints
     log_every: int = 10                  # steps between lines of the log
     val_pairs: int = 8                   # validation pairs looked at for a checkpoint
     def __post_init__(self):
-        for name in ('steps', 'batch', 'crop', 'iters', 'warmup', 'save_every', 'log_every', 'val_pairs'):
+        for name in ('steps', 'batch', 'crop', 'warmup', 'save_every', 'log_every', 'val_pairs'):
             if getattr(self, name) < 1: raise InputError(f'TrainConfig: {name} is {getattr(self, name)}; expected at least 1')
         if self.crop % 4: raise InputError(f'TrainConfig: crop is {self.crop}; expected a multiple of 4')
         if not 0 <= self.ema < 1: raise InputError(f'TrainConfig: ema is {self.ema}; expected a number from 0 to below 1')
@@ -133,7 +134,7 @@ def stack(
     "Put samples on top of each other."
     return {k: torch.stack([s[k] for s in samples]) for k in samples[0]}
 
-# %% ../nbs/16_train.ipynb #4b7c3015
+# %% ../nbs/16_train.ipynb #4dfaa8d8
 class Objective(nn.Module):
     "A network together with what it is trained for."
     def __init__(self,
@@ -161,7 +162,7 @@ class Objective(nn.Module):
         "Judge each sample, and add up."
         frames = batch['frame1'], batch['frame2']
         with torch.autocast(frames[0].device.type, torch.bfloat16, enabled=self.config.mixed_precision == 'bf16'):
-            flows, gates = self.net.refine(*frames, batch.get('start'), self.config.iters)
+            flows, gates = self.net.refine(*frames, batch.get('start'), self.config.iters or None)
         one = lambda maps, k: [m[k:k+1] for m in maps]
         rows = [self.judge(one(flows, k), one(gates, k), {n: v[k:k+1] for n, v in batch.items()}) for k in range(len(frames[0]))]
         return {name: sum(r[name] for r in rows) for name in rows[0]}
@@ -205,14 +206,14 @@ class Run:
         "Whatever has a state."
         return dict(net=self.net, optimizer=self.optimizer) | (dict(average=self.average) if self.average is not None else {})
 
-# %% ../nbs/16_train.ipynb #3a369699
+# %% ../nbs/16_train.ipynb #d9ae27bf
 def new_run(
     config: TrainConfig,                 # which network, learning rate
     device: torch.device|str='cpu',      # where it will be trained
 ) -> Run:                                # nothing done yet
     "An untrained network and its optimiser; the same weights for the same seed."
     seed_everything(config.seed)
-    net = SRFlowNet(config.size).to(device)
+    net = build_model(config.size).to(device)
     average = copy.deepcopy(net).requires_grad_(False) if config.ema else None
     return Run(net, torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=config.weight_decay), average)
 
@@ -293,6 +294,11 @@ def alone(
 ):                                       # what it returns
     "Call a function with PyTorch on one thread: sums then have one order, and the last bit is always the same."
     with threads(1): return f(*args)
+
+# %% ../nbs/16_train.ipynb #dabb2770
+def cores() -> int:  # at least 1
+    "How many threads PyTorch uses where nobody has asked it for fewer: all cores, or `OMP_NUM_THREADS`."
+    with ThreadPoolExecutor(1) as newcomer: return newcomer.submit(torch.get_num_threads).result()
 
 # %% ../nbs/16_train.ipynb #895d2247
 def gradient(
@@ -420,7 +426,7 @@ def check_launch(
     if asked not in ('no', config.mixed_precision): raise InputError(f"launched with mixed precision {asked}; the configuration says {config.mixed_precision}: set mixed_precision there")
     if config.batch < accelerator.num_processes: raise InputError(f'a batch of {config.batch} for {accelerator.num_processes} processes; expected at least one pair for each')
 
-# %% ../nbs/16_train.ipynb #d3568358
+# %% ../nbs/16_train.ipynb #8b0038ee
 def train(
     config: TrainConfig,                 # what to compute
     dataset,                             # training pairs: indexable, dicts as from `FlowDataset`
@@ -431,7 +437,7 @@ def train(
     log: str='csv',                      # 'csv', or 'tensorboard' for both
 ) -> dict:                               # the log: column -> list of numbers
     "Train a network; run it again after a crash and it goes on to the same weights."
-    out, accelerator, workers = Path(out), Accelerator(), config.threads or torch.get_num_threads()
+    out, accelerator, workers = Path(out), Accelerator(), config.threads or cores()
     check_launch(config, accelerator); check_name(log, ('csv', 'tensorboard'), 'log')
     main, rank, world = accelerator.is_main_process, accelerator.process_index, accelerator.num_processes
     run = new_run(config, accelerator.device)
