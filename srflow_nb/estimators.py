@@ -7,7 +7,7 @@ __all__ = ['TORCHVISION', 'ESTIMATORS', 'LIBRARIES', 'ELSEWHERE', 'to_bytes', 'r
            'sparse_to_dense_flow', 'tvl1_flow', 'farneback_flow', 'load_network', 'network_flow', 'import_library',
            'load_torchvision', 'torchvision_flow', 'load_ptlflow', 'ptlflow_flow', 'get_estimator']
 
-# %% ../nbs/15_estimators.ipynb #ff6ad8e0
+# %% ../nbs/15_estimators.ipynb #a52bad25
 import importlib
 from contextlib import contextmanager
 from functools import cache, partial
@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .core import InputError, check_name
-from .model import SRFlowNet, check_frames
+from .families import load_model
+from .model import check_frames
 
 # %% ../nbs/15_estimators.ipynb #f2e4ba84
 def to_bytes(
@@ -98,14 +99,14 @@ def farneback_flow(
     calc = lambda a, b: cv2.calcOpticalFlowFarneback(a, b, None, .5, 5, 15, 3, 5, 1.2, 0)
     return run_opencv(calc, frame1, frame2)
 
-# %% ../nbs/15_estimators.ipynb #7ae1c35b
+# %% ../nbs/15_estimators.ipynb #6b9b188f
 @cache
 def load_network(
     name: str,                           # a size with shipped weights, or a folder written by `save_pretrained`
     stamp: float=0.,                     # the folder's time of change, so that new weights are read anew
 ) -> nn.Module:                          # in evaluation mode
-    "A trained network, kept in memory."
-    return SRFlowNet.from_pretrained(name)
+    "A trained network of any family, kept in memory."
+    return load_model(name)
 
 # %% ../nbs/15_estimators.ipynb #dbf02801
 def network_flow(
