@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from srflow_nb.core import InputError
-from srflow_nb.model import (OPEN, SIZES, SRFlowNet, box_mean, classical_start, convex_upsample, lucas_kanade, open_share,
-                             resize_flow, warp)
+from srflow_nb.model import OPEN, SIZES, SRFlowNet, box_mean, classical_start, lucas_kanade, open_share, proposals, resize_flow, warp
 from srflow_nb.warps import photo, photo_pairs
 
 
@@ -132,7 +131,55 @@ def test_enlarged_flow_keeps_its_arrows_meaning():
     assert np.allclose(resize_flow(flow, 12, 12), [2., 6.])
 
 
-def test_convex_upsampling_stays_between_its_neighbours():
-    coarse = torch.rand(1, 2, 5, 6)
-    fine = convex_upsample(coarse, 10*torch.randn(1, 144, 5, 6))
-    assert fine.shape == (1, 2, 20, 24) and coarse.min() <= fine.min() and fine.max() <= coarse.max()
+def test_lucas_kanade_of_squares_is_that_of_their_means():
+    torch.manual_seed(0); a, b = torch.rand(1, 3, 16, 24), torch.rand(1, 3, 16, 24)
+    moves, evidence = lucas_kanade(a, b, windows=(1,), coarse=8)
+    fine = lucas_kanade(a, b, windows=(7,))[0][0]
+    assert moves[0].shape == (1, 2, 2, 3) == evidence[0].shape and (moves[0] - fine[..., 3:16:8, 3:24:8]).abs().mean() < .5*fine.abs().mean()
+
+
+def test_proposals_leave_a_common_motion_alone():
+    share = (torch.rand(1, 1, 20, 30) > .5).float()
+    flow, *calm = proposals(torch.full((1, 2, 20, 30), 3.), share)
+    assert torch.equal(flow, torch.full((1, 2, 20, 30), 3.)) and all(c.abs().max() < 1e-3 for c in calm)
+
+
+def test_base_is_a_configuration_of_the_same_class(pair):
+    net = SRFlowNet('base'); a, b = pair['frame1'][None, :, :50, :61], pair['frame2'][None, :, :50, :61]
+    assert not net.needs_start and SRFlowNet('tiny').needs_start
+    with torch.no_grad(): flows, gates = net.refine(a, b, iters=2)
+    assert [f.shape for f in flows] == [(1, 2, 50, 61)]*2 and gates == [] and 5e6 < sum(p.numel() for p in net.parameters()) < 7e6
+    assert net(a, b, init_flow=torch.ones(1, 2, 50, 61), iters=1)[0].isfinite().all()
+    with pytest.raises(InputError, match='features'): net.features(a, b)
+
+
+def test_untrained_base_says_so_in_one_line():
+    with pytest.raises(InputError, match='no trained weights ship') as e: SRFlowNet.from_pretrained('base')
+    assert '\n' not in str(e.value)
+
+
+def test_features_come_with_the_flow_that_estimate_gives(pair):
+    net = SRFlowNet.from_pretrained('tiny'); a, b = (pair[k][None, :, :99, :70] for k in ('frame1', 'frame2'))
+    with torch.no_grad(): flow, features = net.features(a, b)
+    assert torch.equal(flow, net.estimate(a, b)) and features.shape == (1, net.config.channels[0], 25, 18)
+
+
+@pytest.mark.parametrize('levels, most', [(0, .02), (1, .1), (3, .1), (5, .1)])
+def test_still_frames_give_still_flow(levels, most):
+    "RAFT's issue 123: video in which almost nothing moves. `levels`: standard deviation of the noise in grey levels."
+    from srflow_nb.scene import DatasetConfig, Scene
+    g = torch.Generator().manual_seed(7)
+    clean = [Scene(DatasetConfig(width=256, height=256, seed=77), index=0, frames=2).frame(0).clean, torch.from_numpy(photo('coffee')[:256, :256]).permute(2, 0, 1)]
+    for frame in clean:
+        shoot = lambda: ((frame + levels/255*torch.randn(frame.shape, generator=g)).clamp(0, 1)*255).round()[None]/255
+        assert SRFlowNet.from_pretrained('tiny').estimate(shoot(), shoot()).norm(dim=1).mean() <= most
+
+
+@pytest.mark.parametrize('dtype, most', [(torch.bfloat16, .1), (torch.float16, .03)])
+def test_half_precision_changes_little(pair, dtype, most):
+    net, a, b = SRFlowNet.from_pretrained('tiny'), pair['frame1'][None], pair['frame2'][None]
+    start = classical_start(a, b)
+    with torch.no_grad():
+        want = net.refine(a, b, start)[0][-1]
+        with torch.autocast('cpu', dtype): half = net.refine(a, b, start)[0][-1]
+    assert half.isfinite().all() and (half.float() - want).norm(dim=1).mean() < most

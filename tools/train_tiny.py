@@ -1,6 +1,6 @@
 """Train the weights that ship with the package: srflow_nb/data/srflownet-tiny.safetensors and its model card.
 
-    python tools/train_tiny.py --work /tmp/tiny --pairs 360 --size 320 --data-seed 1 --steps 800
+    python tools/train_tiny.py --work /tmp/tiny
 
 Stopped and started again with the same arguments it goes on where it stopped (data and training alike).
 """
@@ -8,7 +8,6 @@ import argparse
 import json
 import math
 import platform
-import shutil
 import sys
 import time
 from dataclasses import asdict
@@ -52,16 +51,22 @@ may move and where nothing does. Load it with `SRFlowNet.from_pretrained("tiny")
 """
 
 
+DATA = dict(kinds=('final', 'flow', 'occlusions', 'masks'), pairs_per_sequence=2, fps=25.)     # what `make_dataset` is told beside numbers
+RECIPE = dict(iters=1, warmup=50, ema=.998, gate=.5, noise=4., augment=dict(zoom_chance=.5, scale=(-.3, .5), color=(.3, .2, .3, 0.)), loss=dict(tv=0., flow_difference=0.),
+              save_every=100, log_every=50)                                                     # of `TrainConfig`
+
+
 def arguments():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--work', type=Path, required=True, help='folder for the data set and the run')
-    p.add_argument('--pairs', type=int, default=360, help='pairs to render')
+    p.add_argument('--pairs', type=int, default=1200, help='pairs to render, two of each person')
     p.add_argument('--size', type=int, default=320, help='side of the frames [px]')
     p.add_argument('--data-seed', type=int, default=1, help='seed of the data set (the demo uses others)')
     p.add_argument('--workers', type=int, default=1, help='processes that render')
-    p.add_argument('--steps', type=int, default=800, help='optimiser steps')
+    p.add_argument('--steps', type=int, default=3200, help='optimiser steps')
+    p.add_argument('--batch', type=int, default=4, help='pairs in a step')
     p.add_argument('--crop', type=int, default=192, help='side of the training crops [px]')
-    p.add_argument('--lr', type=float, default=3e-3, help='highest learning rate')
+    p.add_argument('--lr', type=float, default=2e-3, help='highest learning rate')
     p.add_argument('--seed', type=int, default=0, help='seed of weights, order, crops, noise')
     p.add_argument('--threads', type=int, default=1, help='torch threads')
     p.add_argument('--out', type=Path, default=Path(__file__).parents[1]/'srflow_nb'/'data', help='folder for weights and card')
@@ -95,9 +100,9 @@ def table(rows):
 def main():
     a = arguments()
     data, run, clock = a.work/'data', a.work/'run', a.work/'seconds.json'
-    make_dataset(data, a.pairs, a.size, a.size, a.data_seed, a.workers, resume=True, kinds=('final', 'flow', 'occlusions', 'masks'), pairs_per_sequence=4, fps=25.)
+    make_dataset(data, a.pairs, a.size, a.size, a.data_seed, a.workers, resume=True, **DATA)
     training, test = FlowDataset(data, 'training'), FlowDataset(data, 'test')
-    config = TrainConfig(steps=a.steps, crop=a.crop, lr=a.lr, seed=a.seed, warmup=20, save_every=25, threads=a.threads)
+    config = TrainConfig(steps=a.steps, batch=a.batch, crop=a.crop, lr=a.lr, seed=a.seed, threads=a.threads, **RECIPE)
     spent, began = json.loads(clock.read_text()) if clock.exists() else 0., time.time()
     try: train(config, training, run)
     finally: clock.write_text(json.dumps(spent + time.time() - began))
@@ -108,10 +113,10 @@ def main():
     card = dict(model='srflownet-tiny', parameters=sum(p.numel() for p in net.parameters()), license='Apache-2.0',
                 date=datetime.now(timezone.utc).isoformat(timespec='seconds'), seed=a.seed, seconds=round(json.loads(clock.read_text())),
                 command=' '.join(['python', 'tools/train_tiny.py', *sys.argv[1:]]).replace(str(a.work), 'DIR'),
-                data_command=f'srflow make-data --out DIR/data --pairs {a.pairs} --size {a.size}x{a.size} --seed {a.data_seed}',
+                data_command=training.manifest['command'].replace('make-data', 'make-data --out DIR/data'),
                 data=training.manifest['config'], training=asdict(config), threads=a.threads, machine=f'{platform.machine()}, {a.threads} thread(s)',
                 versions=versions(), test_pairs=len(test), metrics=held_out, photo=on_photo)
-    shutil.copy(run/'model.safetensors', a.out/'srflownet-tiny.safetensors')
+    with atomic_write(a.out/'srflownet-tiny.safetensors') as f: f.write((run/'model.safetensors').read_bytes())
     with atomic_write(a.out/'srflownet-tiny.json', 'w') as f: json.dump(card, f, indent=1); f.write('\n')
     people = len({n for n, _ in training.items})
     text = CARD.format(**card | dict(pairs=len(training), people=people, size=a.size, steps=a.steps, table=table(held_out),
