@@ -52,6 +52,9 @@ OURS = 'srflownet-tiny'
 SETS = ('test', 'mid', 'large', 'mesh', 'photo')
 
 
+RECIPE = dict(batch=4, lr=2e-3, warmup=20, ema=.95, noise=4., augment=dict(zoom_chance=.5, scale=(-.3, .5), color=(.3, .2, .3, 0.)), loss=dict(tv=0., flow_difference=0.))
+
+
 @dataclass(frozen=True)
 class Settings:
     "How much of everything."
@@ -60,7 +63,8 @@ class Settings:
     data: dict = field(default_factory=lambda: dict(train=(400, 320, 320, 51, 2), test=(64, 320, 320, 52, 2), mid=(12, 550, 802, 53, 2), large=(4, 1100, 1604, 54, 1)))
     gaussians: int = 20_000
     # how each family is trained, the same for both of its runs
-    families: dict = field(default_factory=lambda: dict(raft_small=dict(steps=300), pwc=dict(steps=300), tiny=dict(steps=300)))
+    families: dict = field(default_factory=lambda: dict(
+        tiny=RECIPE | dict(steps=240, crop=160, iters=1, gate=.5)))
     laptop: dict = field(default_factory=dict)            # changes of the preset: none
     mesh: dict = field(default_factory=lambda: dict(n=32, size=384, seed=71))
     still: dict = field(default_factory=lambda: dict(n=12, size=320, seed=72))
@@ -104,9 +108,13 @@ class Parts:
     "Named results in a folder, each made once for each key."
     def __init__(self, folder, wanted): self.folder, self.wanted, self.seconds = Path(folder), wanted, {}
 
+    def path(self, name): return self.folder/'stages'/f'{name}.json'
+
+    def forget(self, name): self.path(name).unlink(missing_ok=True)
+
     def __call__(self, stage, name, key, make):
         "The result of a part: read, or made if its stage is wanted; None if it is missing or out of date and nobody wants it now."
-        path, key = self.folder/'stages'/f'{name}.json', json.loads(json.dumps(key))
+        path, key = self.path(name), json.loads(json.dumps(key))
         if path.exists() and (found := json.loads(path.read_text()))['key'] == key:
             self.seconds[name] = found['seconds']
             return found['result']
@@ -176,25 +184,31 @@ class Claim:
         if name == 'photo': return self.s.photos | dict(photographs=PHOTOGRAPHS)
         return dict(data=self.s.data[name], gaussians=self.s.gaussians)
 
-    def score(self, name, estimators): return as_rows(benchmark_flow(self.pairs(name), estimators, workers=self.s.workers))
+    def score(self, name, estimators):
+        with one_thread(): return as_rows(benchmark_flow(self.pairs(name), estimators, workers=self.s.workers))
 
     # ---- networks ------------------------------------------------------------------------------------------------
 
-    def config(self, family): return TrainConfig(size=family, seed=0, **self.s.families[family])
+    def config(self, family): return TrainConfig(size=family, seed=0, threads=1, **self.s.families[family])
 
-    def run_folder(self, family, run): return self.folder/'runs'/f'{family}-{run}-{digest(asdict(self.config(family)))}'
+    def family_key(self, family): return dict(config=self.s.families[family], data=self.s.data['train'], gaussians=self.s.gaussians)
+
+    def run_folder(self, family, run): return self.folder/'runs'/f'{family}-{run}-{digest(self.family_key(family))}'
 
     def train_family(self, family, run):
         "Train one network on one kind of data; both kinds have as many pairs of the same size, and the same crops, light and noise."
         pairs, side, _, seed, _ = self.s.data['train']
         data = self.rendered('train') if run == 'srflow' else Kept(WarpDataset(n=pairs, size=side, seed=seed))
-        log = train(self.config(family), data, out := self.run_folder(family, run))
-        return dict(weights=weights(out), training_epe=float(np.mean(log['epe'][-5:])), parameters=sum(p.numel() for p in load_model(str(out)).parameters()))
+        out = self.run_folder(family, run)
+        begun, start = (out/'last.pt').exists(), time.process_time()
+        log = train(self.config(family), data, out)
+        spent = None if begun else round(time.process_time() - start)           # of a run in one piece
+        return dict(weights=weights(out), cpu_seconds=spent, training_epe=float(np.mean(log['epe'][-5:])), parameters=sum(p.numel() for p in load_model(str(out)).parameters()))
 
     def family(self, family, run):
         "Training and test of one network; the scores, or None."
-        key, out = dict(config=asdict(self.config(family)), data=self.s.data['train']), self.run_folder(family, run)
-        done = self.part('families', f'train-{family}-{run}', key, lambda: self.train_family(family, run))
+        out = self.run_folder(family, run)
+        done = self.part('families', f'train-{family}-{run}', self.family_key(family), lambda: self.train_family(family, run))
         if done is None or not out.exists(): return None
         key = dict(weights=weights(out), test=self.described('test'), code=code('families', 'all_pairs', 'model'))
         return self.part('families', f'score-{family}-{run}', key, lambda: self.score('test', {f'{family}-{run}': self.network(out)}))
@@ -239,7 +253,7 @@ class Claim:
         def lengths(noise):
             with one_thread(): return [float(torch.hypot(*get_estimator(OURS)(p['frame1'][None], p['frame2'][None])[0]).mean()) for p in still_pairs(**self.s.still, noise=noise)]
         key = self.shipped_key | self.s.still | dict(code=code('model', 'mesh_faces'))
-        return self.part('shipped', 'shipped-still', key, lambda: dict(identical=lengths(0.), noise=lengths(2.)))
+        return self.part('shipped', 'shipped-still', key, lambda: dict(identical=lengths(0.), noise=lengths(2.), more_noise=lengths(4.)))
 
     def times(self, estimators):
         "Processor time of each estimator on one thread [ms]."
@@ -271,7 +285,7 @@ class Claim:
                 with atomic_write(self.pictures/f'worst_{i:02d}.webp') as f: f.write(image_bytes(picture, quality=80))
                 rows.append(dict(file=f'worst_{i:02d}.webp', pair=r.pair, epe_fg=r.epe_fg, epe_moving=r.epe_moving, deepflow_epe_fg=float(deepflow[r.pair])))
             return rows
-        if not all((self.pictures/f'worst_{i:02d}.webp').exists() for i in range(len(found))): key |= dict(missing=time.time())
+        if not all((self.pictures/f'worst_{i:02d}.webp').exists() for i in range(len(found))): self.part.forget('worst')
         return self.part('pictures', 'worst', key, draw)
 
 
@@ -326,7 +340,7 @@ def training_rows(claim):
     for name, seconds in claim.part.seconds.items():
         if not name.startswith('train-'): continue
         _, family, run = name.split('-')
-        found = json.loads((claim.folder/'stages'/f'{name}.json').read_text())['result']
+        found = json.loads(claim.part.path(name).read_text())['result']
         yield dict(table='training', family=family, run=run, seconds=seconds, **found, config=asdict(claim.config(family)))
 
 
@@ -339,7 +353,8 @@ def set_rows(claim):
         rows += table_rows(name, scores)
         for other in dict.fromkeys(['deepflow', 'dis', best_classical(scores)]):
             rows += [fall_row(name, scores, other, OURS, m) for m in PLACES if m in scores and scores[m].notna().any()]
-        if name == 'photo': rows += [dict(table='photographs', photograph=n, model=m, epe=known(e)) for (n, m), e in scores.groupby([scores['pair'].str.split('/').str[0], 'model'])['epe'].mean().items()]
+        kind = dict(photo=scores['pair'].str.split('/').str[0], mesh=scores['pair'].str.split('_').str[-1]).get(name)
+        if kind is not None: rows += [dict(table='kinds', set=name, kind=k, model=m) | {c: known(v) for c, v in r.items()} for (k, m), r in scores.groupby([kind, 'model'])[['epe', 'epe_fg', 'epe_bg']].mean().iterrows()]
     return rows, found
 
 
