@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from srflow_nb.core import InputError, rng
-from srflow_nb.losses import (OPERATORS, SRFlowLoss, flow_difference_loss, flow_gradient, forward_backward_loss, gradient_loss, mask_loss,
-                              sample_flow, sequence_loss, tv_loss, valid_mask)
+from srflow_nb.losses import (OPERATORS, SRFlowLoss, edge_weight, flow_difference_loss, flow_gradient, forward_backward_loss, gradient_loss,
+                              loss_maps, mask_loss, sample_flow, sequence_loss, tv_loss, valid_mask)
 
 
 def rand(*shape, key=0, scale=2., dtype=torch.float64): return torch.from_numpy(rng(0, 'losses', key).normal(size=shape) * scale).to(dtype)
@@ -16,16 +16,20 @@ def uv(*pixels, dtype=torch.float32): return torch.tensor(pixels, dtype=dtype).T
 def half_valid(b=2, h=6, w=7): return torch.from_numpy(rng(0, 'valid').random((b, h, w)) > .4)
 
 
+IMAGE = rand(2, 3, 6, 7, key='img', scale=.1, dtype=torch.float32)
 LOSSES = {'sequence': lambda p, t, v: sequence_loss([p * .5, p], t, v),
           'mask': lambda p, t, v: mask_loss(p, v, margin=0),
           'mask+valid': lambda p, t, v: mask_loss(p, torch.ones_like(v), v, margin=1),
           'difference': lambda p, t, v: gradient_loss(p, t, v, 'difference'),
           'sobel': lambda p, t, v: gradient_loss(p, t, v, 'sobel'),
           'tv': lambda p, t, v: tv_loss(p, v),
-          'tv edge-aware': lambda p, t, v: tv_loss(p, v, image=rand(2, 3, 6, 7, key='img', scale=.1, dtype=torch.float32)),
+          'difference edge-aware': lambda p, t, v: gradient_loss(p, t, v, 'difference', image=IMAGE),
+          'sobel edge-aware': lambda p, t, v: gradient_loss(p, t, v, 'sobel', image=IMAGE.half()),
+          'tv edge-aware': lambda p, t, v: tv_loss(p, v, image=IMAGE),
           'flow difference': lambda p, t, v: flow_difference_loss([p * .3, p * 1.5, p], v),
           'forward-backward': lambda p, t, v: forward_backward_loss(p * .4, -p * .7, v),
-          'all': lambda p, t, v: SRFlowLoss(1, 1, 'sobel', 1, 1)([p * .5, p], t, v, static=~v)[0]}
+          'all': lambda p, t, v: SRFlowLoss(1, 1, 'sobel', 1, 1)([p * .5, p], t, v, static=~v)[0],
+          'all edge-aware': lambda p, t, v: SRFlowLoss(1, 1, 'difference', 1, 1, edge_gradient=True)([p * .5, p], t, v, static=~v, image=IMAGE)[0]}
 
 
 @pytest.mark.parametrize('name', LOSSES)
@@ -35,7 +39,7 @@ def test_gradients_match_finite_differences(name):
     assert torch.autograd.gradcheck(lambda p: LOSSES[name](p, t, v), (p,), eps=1e-6, atol=1e-5)
 
 
-@pytest.mark.parametrize('name', [n for n in LOSSES if n not in ('mask', 'all', 'forward-backward')])
+@pytest.mark.parametrize('name', [n for n in LOSSES if n not in ('mask', 'all', 'all edge-aware', 'forward-backward')])
 def test_no_gradient_where_invalid_and_nan_there_is_harmless(name):
     p, t, v = rand(2, 2, 6, 7), rand(2, 2, 6, 7, key=1), half_valid()
     loss = LOSSES[name](p, t, v)
@@ -51,7 +55,7 @@ def test_an_empty_mask_gives_zero_and_no_nan(name):
     p = rand(2, 2, 6, 7).requires_grad_(); none = torch.zeros(2, 6, 7, dtype=torch.bool)
     loss = LOSSES[name](p, rand(2, 2, 6, 7, key=1), none)
     loss.backward()
-    assert p.grad.isfinite().all() and (loss.item() == 0 or name == 'all')
+    assert p.grad.isfinite().all() and (loss.item() == 0 or 'all' in name)
 
 
 @pytest.mark.parametrize('name', LOSSES)
@@ -62,7 +66,7 @@ def test_half_precision_is_computed_in_float32(name):
         with torch.autocast('cpu', dtype=torch.bfloat16): low = LOSSES[name](p.requires_grad_(), t, v)
         low.backward()
         assert low.dtype == torch.float32 and low.isfinite() and p.grad.isfinite().all()
-        if name not in ('flow difference', 'sequence', 'all', 'forward-backward'):    # these scale p before the loss, in its own precision
+        if name not in ('flow difference', 'sequence', 'all', 'all edge-aware', 'forward-backward'):    # these scale p before the loss, in its own precision
             assert torch.allclose(low, LOSSES[name](p.detach().float(), t.float(), v), rtol=1e-5)
 
 
@@ -71,6 +75,33 @@ def test_gradient_is_finite_at_exact_zero(name):
     p = torch.zeros(2, 2, 6, 7, requires_grad=True)
     LOSSES[name](p, torch.zeros(2, 2, 6, 7), half_valid()).backward()
     assert p.grad.isfinite().all()
+
+
+TRUE_TO = {'sequence': lambda t, s: sequence_loss([t, t], t), 'mask': lambda t, s: mask_loss(t, s, margin=0), 'flow difference': lambda t, s: flow_difference_loss([t, t, t]),
+           'difference': lambda t, s: gradient_loss(t, t), 'sobel': lambda t, s: gradient_loss(t, t, operator='sobel'),
+           'edge-aware': lambda t, s: gradient_loss(t, t, image=IMAGE), 'all but variation': lambda t, s: SRFlowLoss(1, 1, 'sobel', 0, 1)([t, t], t, static=s)[0]}
+
+
+@pytest.mark.parametrize('name', TRUE_TO)
+def test_the_truth_costs_nothing(name):
+    static = half_valid()
+    true = torch.where(static[:, None], 0., rand(2, 2, 6, 7, dtype=torch.float32)).requires_grad_()
+    loss = TRUE_TO[name](true, static); loss.backward()
+    assert loss.item() == 0 and (true.grad == 0).all()
+
+
+def test_variation_costs_nothing_for_flow_that_is_the_same_everywhere_alone():
+    assert tv_loss(torch.full((2, 2, 6, 7), 3.)).item() == 0 and tv_loss(rand(2, 2, 6, 7)).item() > .1
+
+
+@pytest.mark.parametrize('name', ['difference', 'sobel', 'difference edge-aware', 'sobel edge-aware', 'tv', 'tv edge-aware'])
+def test_terms_of_gradients_do_not_see_a_constant_flow(name):
+    p, t, every = rand(2, 2, 6, 7), rand(2, 2, 6, 7, key=1), torch.ones(2, 6, 7, dtype=torch.bool)
+    shift = torch.tensor([3., -2.], dtype=torch.float64).view(1, 2, 1, 1)
+    q = (p + shift).requires_grad_()
+    loss = LOSSES[name](q, t, every); loss.backward()
+    assert loss.item() == pytest.approx(LOSSES[name](p, t, every).item(), rel=1e-9)
+    assert q.grad.sum((2, 3)).abs().max() < 1e-12                                # descent does not push the mean
 
 
 def test_sequence_by_hand():
@@ -147,6 +178,36 @@ def test_edge_aware_tv_excuses_jumps_at_image_edges_only():
     assert tv_loss(step, image=torch.full((1, 3, 6, 10), .4)).item() == pytest.approx(plain)
 
 
+@pytest.mark.parametrize('op', OPERATORS)
+def test_edge_aware_gradients_excuse_image_edges_only(op):
+    z, step = torch.zeros(1, 2, 6, 12), torch.zeros(1, 2, 6, 12); step[0, 0, :, 6:] = 1
+    there, elsewhere = torch.zeros(1, 3, 6, 12), torch.zeros(1, 3, 6, 12); there[..., 6:] = 1; elsewhere[..., 2:] = 1
+    plain = gradient_loss(step, z, operator=op).item()
+    assert gradient_loss(step, z, operator=op, image=there).item() < .01 * plain
+    assert gradient_loss(step, z, operator=op, image=elsewhere).item() == pytest.approx(plain)
+    assert gradient_loss(step, z, operator=op, image=there, edge=0.).item() == pytest.approx(plain)
+
+
+def test_edge_weight_by_hand():
+    image = torch.zeros(1, 3, 2, 3); image[..., 1:] = .2                         # a step of .2 in every channel: exp(-10 * .2)
+    assert torch.allclose(edge_weight(image), torch.tensor([[[-2., 0.]]]).exp())
+    assert (edge_weight(image, edge=0.) == 1).all() and (edge_weight(torch.full((1, 3, 4, 4), .7)) == 1).all()
+
+
+def test_unknown_colours_where_nothing_counts_do_no_harm():
+    p, t, v = rand(2, 2, 6, 7), rand(2, 2, 6, 7, key=1), half_valid()
+    broken = torch.where(v[:, None], IMAGE, torch.nan)
+    for loss in (lambda i: gradient_loss(p, t, v, image=i), lambda i: gradient_loss(p, t, v, 'sobel', image=i), lambda i: tv_loss(p, v, i)):
+        assert torch.equal(loss(broken), loss(IMAGE))
+
+
+def test_image_of_another_size_is_an_error():
+    p = torch.zeros(1, 2, 6, 7)
+    for loss in (lambda i: gradient_loss(p, p, image=i), lambda i: tv_loss(p, image=i)):
+        for shape in ((1, 3, 6, 8), (2, 3, 6, 7)):
+            with pytest.raises(InputError, match='image of shape'): loss(torch.zeros(shape))
+
+
 def test_flow_difference_by_hand():
     a, b, c = uv((0, 0), (0, 0)), uv((2, 0), (0, 0)), uv((2, 3), (0, 1))
     assert flow_difference_loss([a, b, c], gamma=.5).item() == pytest.approx(.5 * 2/4 + 4/4)
@@ -176,6 +237,41 @@ def test_forward_backward_of_a_rotation_and_its_inverse_is_small():
     turn = lambda a: torch.stack([(a.cos() - 1) * x - a.sin() * y, a.sin() * x + (a.cos() - 1) * y])[None]
     assert forward_backward_loss(turn(a), turn(-a)).item() < 1e-4              # linear fields: bilinear sampling is exact
     assert forward_backward_loss(turn(a), turn(a)).item() > 1.
+
+
+def test_forward_backward_does_not_teach_where_a_pixel_is_hidden():
+    forward, backward, v = rand(1, 2, 6, 7, scale=.3), rand(1, 2, 6, 7, key=1, scale=.3), half_valid(1)
+    loss = forward_backward_loss(forward, backward, v)
+    for junk in (torch.nan, torch.inf, 1e30):
+        f, b = torch.where(v[:, None], forward, junk).requires_grad_(), backward.clone().requires_grad_()
+        again = forward_backward_loss(f, b, v); again.backward()
+        assert torch.allclose(again, loss) and b.grad.isfinite().all()
+        assert (f.grad[~v[:, None].expand_as(f)] == 0).all() and f.grad.isfinite().all()
+
+
+@pytest.mark.parametrize('op', OPERATORS)
+def test_maps_add_up_to_the_loss_and_stand_where_the_fault_is(op):
+    p, t, v = rand(2, 2, 6, 7), rand(2, 2, 6, 7, key=1), torch.ones(2, 6, 7, dtype=torch.bool)
+    t[0, :, 2, 3] = torch.nan; v[0, 5, 1] = v[1, 4:] = False
+    loss = SRFlowLoss(mask=.2, gradient=.3, operator=op, tv=.4, flow_difference=.5, margin=0, edge_gradient=True)
+    maps, terms = (f([p * .5, p], t, v, static=~v | (t[:, 0] > 0), image=IMAGE) for f in (lambda *a, **k: loss_maps(loss, *a, **k), loss.terms))
+    assert set(maps) == set(terms) and all(m.shape == (2, 6, 7) for m in maps.values())
+    for n, (w, value) in terms.items(): assert maps[n].nanmean().item() == pytest.approx(w * value.item())
+    assert all(m[~v].isnan().all() for n, m in maps.items() if n != 'mask') and maps['sequence'][0, 2, 3].isnan()
+    spot = torch.zeros(1, 2, 9, 9); spot[0, :, 4, 4] = 1.
+    blamed = loss_maps(SRFlowLoss(operator=op), [spot], torch.zeros_like(spot))['gradient'][0] > 0
+    rows, cols = blamed.nonzero().float().mean(0).tolist()
+    assert abs(rows - 4) <= .5 and abs(cols - 4) <= .5                            # around the fault, and not shifted by the padding
+
+
+def test_the_frame_makes_variation_edge_aware_and_gradients_if_asked():
+    p, t = rand(2, 2, 6, 7, dtype=torch.float32), rand(2, 2, 6, 7, key=1, dtype=torch.float32)
+    value = lambda image, **k: {n: v.item() for n, v in SRFlowLoss(operator='difference', tv=1., **k)([p], t, image=image)[1].items()}
+    plain, usual, both, off = value(None), value(IMAGE), value(IMAGE, edge_gradient=True), value(IMAGE, edge_gradient=True, edge=0.)
+    assert usual['tv'] == pytest.approx(tv_loss(p, image=IMAGE).item()) and usual['tv'] < plain['tv'] and usual['gradient'] == plain['gradient']
+    assert both['gradient'] == pytest.approx(gradient_loss(p, t, image=IMAGE).item()) and both['gradient'] < plain['gradient']
+    assert off == pytest.approx(plain)
+    with pytest.raises(InputError, match='edge is -1'): SRFlowLoss(edge=-1)
 
 
 def test_total_is_the_weighted_sum_and_terms_are_for_the_log():
