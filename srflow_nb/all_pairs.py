@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['UPDATES', 'ResidualBlock', 'Encoder', 'correlation_volume', 'correlation_pyramid', 'hats', 'places', 'lookup',
            'ConvGRU', 'SuperKernel', 'depthwise', 'MotionEncoder', 'SuperKernelUpdate', 'GlobalMotion',
-           'convex_upsample', 'UpdateBlock', 'Comparison', 'start_gently', 'AllPairsFlow']
+           'convex_upsample', 'smooth_filters', 'PatchEncoder', 'fetch', 'newton_steps', 'soft_unit', 'start_gently',
+           'UpdateBlock', 'Comparison', 'AllPairsFlow']
 
 # %% ../nbs/13b_all_pairs.ipynb #65321321
 import math
@@ -237,7 +238,92 @@ def convex_upsample(
     patches = F.unfold(F.pad(coarse, (1, 1, 1, 1), mode='replicate'), 3).view(b, c, 9, 1, h, w)
     return F.pixel_shuffle((weights*patches).sum(2).reshape(b, c*factor**2, h, w), factor)
 
-# %% ../nbs/13b_all_pairs.ipynb #310bc9fc
+# %% ../nbs/13b_all_pairs.ipynb #3f8b9b87
+def smooth_filters(
+    n: int,                                   # how many
+    kernel: int,                              # their side [px]
+    waves: int=3,                             # slow cosine waves in each direction
+) -> Float[Tensor, "n 3 k k"]:                # of length one; mostly brightness, some colour
+    "Random filters whose answers change slowly when the picture moves."
+    at = (torch.arange(kernel) + .5)/kernel*math.pi
+    tapered = torch.stack([(a*at).cos()*at.sin() for a in range(waves)])
+    colour = torch.tensor([.3, .6, .1]) + .3*torch.randn(n, 3)
+    filters = torch.einsum('nab,ai,bj,nc->ncij', torch.randn(n, waves, waves), tapered, tapered, colour)
+    return F.normalize(filters.flatten(1), dim=1).view_as(filters)
+
+# %% ../nbs/13b_all_pairs.ipynb #ea992c2c
+class PatchEncoder(nn.Module):
+    "A picture to features in one stride: smooth filters, and a residual that is silent at first."
+    def __init__(self,
+        channels: int,                        # features that go out
+        width: int,                           # filters, and channels in between
+        stride: int,                          # how much smaller
+    ):
+        super().__init__()
+        self.filters = nn.Conv2d(3, width, 2*stride, stride, stride//2)
+        self.norm = nn.InstanceNorm2d(width)
+        self.more = nn.Sequential(nn.ReLU(), nn.Conv2d(width, width, 3, 1, 1), nn.InstanceNorm2d(width), nn.ReLU(), nn.Conv2d(width, width, 3, 1, 1))
+        self.out = nn.Conv2d(width, channels, 1)
+        with torch.no_grad(): self.filters.weight.copy_(smooth_filters(width, 2*stride))
+        nn.init.zeros_(self.more[-1].weight); nn.init.zeros_(self.more[-1].bias); nn.init.orthogonal_(self.out.weight)
+    def forward(self,
+        picture: Float[Tensor, "B 3 H W"],    # RGB
+    ) -> Float[Tensor, "B C h w"]:            # features
+        "Describe patches."
+        x = self.norm(self.filters(picture))
+        return self.out(x + self.more(x))
+
+# %% ../nbs/13b_all_pairs.ipynb #5a2ab061
+def fetch(
+    maps: Float[Tensor, "B C h w"],           # of frame 2
+    flow: Float[Tensor, "B 2 h w"],           # where each place went [places]
+) -> Float[Tensor, "B C h w"]:                # maps(x + flow(x)), bilinear, border values outside
+    "Fetch what frame 2 has where each place of frame 1 went."
+    h, w = flow.shape[-2:]
+    x, y = (places(h, w, flow) + flow).unbind(1)
+    return F.grid_sample(maps, torch.stack([x*(2/w) - 1, y*(2/h) - 1], -1).to(maps.dtype), padding_mode='border', align_corners=False)
+
+# %% ../nbs/13b_all_pairs.ipynb #99e1ddc3
+def newton_steps(
+    first: Float[Tensor, "B C h w"],          # features of frame 1, of length about one
+    fetched: Float[Tensor, "B C h w"],        # features of frame 2 where the current flow points
+    windows: tuple=(5, 9),                    # sides of the windows [places]
+    damping: float=.1,                        # lambda: a window with less texture stays where it is
+) -> tuple:                                   # steps (B,n,2,h,w) [places], at most 1; texture (B,n,h,w), a scaled logarithm
+    "The move of each window that best explains a difference of features (Lucas & Kanade, 1981)."
+    padded = F.pad((first + fetched)/2, (1, 1, 1, 1), mode='replicate')
+    gx, gy, gt = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2])/2, (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1])/2, fetched - first
+    products = torch.stack([(a*b).sum(1) for a, b in ((gx, gx), (gx, gy), (gy, gy), (gx, gt), (gy, gt))], 1)
+    steps, texture = [], []
+    for window in windows:
+        xx, xy, yy, xt, yt = F.avg_pool2d(products, window, 1, window//2, count_include_pad=False).unbind(1)
+        xx, yy = xx + damping, yy + damping
+        det = xx*yy - xy*xy                   # at least damping^2
+        steps.append((torch.stack([xy*yt - yy*xt, xy*xt - xx*yt], 1)/det[:, None]).clamp(-1, 1)); texture.append(.2*det.log() + 1)
+    return torch.stack(steps, 1), torch.stack(texture, 1)
+
+# %% ../nbs/13b_all_pairs.ipynb #f57ad067
+def soft_unit(
+    features: Float[Tensor, "B C h w"],       # any features
+) -> Float[Tensor, "B C h w"]:                # of length one where there is something, shorter where there is nothing; float32
+    "Scale features to length one without blowing up noise."
+    features = features.float()
+    return features/(features.square().mean(1, keepdim=True) + .1).sqrt()/features.shape[1]**.5
+
+# %% ../nbs/13b_all_pairs.ipynb #38023042
+def start_gently(
+    head: nn.Module,                          # its last convolution says how to move, and how far to follow each closed-form step
+    neighbours: nn.Sequential,                # its last convolution weighs neighbours for `convex_upsample`
+):                                            # nothing
+    "Make the moves of an untrained network small, and its upsampling smooth."
+    last = [m for m in head.modules() if isinstance(m, nn.Conv2d)][-1]
+    with torch.no_grad():
+        last.weight.mul_(.1); last.bias.zero_()
+        if len(last.bias) > 2: last.bias[-1] = .5
+        neighbours[-1].weight.mul_(.25); neighbours[-1].bias.zero_()
+        neighbours[-1].bias.view(9, -1)[4] = 1.
+
+# %% ../nbs/13b_all_pairs.ipynb #50ebcadb
 UPDATES = ('gru', 'super_kernel')             # makes of the update block
 
 class UpdateBlock(nn.Module):
@@ -251,29 +337,30 @@ class UpdateBlock(nn.Module):
         kernels: tuple=(15, 7),               # super kernels: sizes for motion and head, and for the memory [places]
         strips: bool=False,                   # rows and columns instead of squares
         alike: bool=False,                    # borrow motion from places that look alike (`GlobalMotion`)
+        newton: int=0,                        # closed-form steps at each look
     ):
         super().__init__()
         far = lambda i, o: SuperKernel(i, o, (1, kernels[0]), strips)
         near = lambda i, o: nn.Conv2d(i, o, 3, padding=1)
         gru, news = check_name(update, UPDATES, 'update block') == 'gru', context + motion[-1]*(1 + alike)
-        self.encode = MotionEncoder(matches, motion, near if gru else far)
+        self.encode = MotionEncoder(matches + 3*newton, motion, near if gru else far)
         self.alike = GlobalMotion(context, motion[-1]) if alike else None
         self.memory = ConvGRU(hidden, news) if gru else SuperKernelUpdate(hidden, news, kernels[1], strips)
-        self.head = nn.Sequential(near(hidden, hidden), nn.GELU(), near(hidden, 2)) if gru else far(hidden, 2)
+        self.head = nn.Sequential(near(hidden, hidden), nn.GELU(), near(hidden, 2 + newton)) if gru else far(hidden, 2 + newton)
     def forward(self,
         hidden: Float[Tensor, "B H h w"],     # memory
         context: Float[Tensor, "B C h w"],    # what each place is
-        matches: Float[Tensor, "B M h w"],    # from `lookup`
+        matches: Float[Tensor, "B M h w"],    # from `lookup`, and what `newton_steps` found
         flow: Float[Tensor, "B 2 h w"],       # current flow [places]
         attention: Tensor|None=None,          # from `GlobalMotion.attention`, where there is one
-    ) -> tuple:                               # new memory, move (B,2,h,w) [places]
+    ) -> tuple:                               # new memory; move [places], and how far to follow each closed-form step (B,2+n,h,w)
         "One look."
         motion = self.encode(flow, matches)
         news = [context, motion] if attention is None else [context, motion, self.alike(attention, motion)]
         hidden = self.memory(hidden, torch.cat(news, 1))
         return hidden, self.head(hidden).float()
 
-# %% ../nbs/13b_all_pairs.ipynb #9a7af935
+# %% ../nbs/13b_all_pairs.ipynb #b881ea7d
 class Comparison(nn.Module):
     "All that is computed once: matches of all pairs, and what frame 1 is made of."
     def __init__(self,
@@ -281,42 +368,31 @@ class Comparison(nn.Module):
         memory: int,                          # channels of the first memory
         context: int,                         # channels that say what a place is
         levels: int,                          # of the correlation pyramid
-        widths: tuple,                        # stages of the encoders
+        widths: tuple,                        # stages of the encoders; a single one makes a `PatchEncoder`
         strides: tuple,                       # of their first convolution and stages
         cosine: bool=True,                    # compare directions of features only
         shared: bool=False,                   # context from the same encoder: half the work
     ):
         super().__init__()
         self.levels, self.memory, self.shared = levels, memory, shared
-        self.features = Encoder(channels, widths, strides)
-        self.context = nn.Conv2d(channels, memory + context, 1) if shared else Encoder(memory + context, widths, strides)
+        make = lambda n: Encoder(n, widths, strides) if len(widths) > 1 else PatchEncoder(n, *widths, *strides)
+        self.features, self.context = make(channels), nn.Conv2d(channels, memory + context, 1) if shared else make(memory + context)
         self.temperature = nn.Parameter(torch.tensor(2.)) if cosine else None      # its logarithm
     def forward(self,
         frame1: Float[Tensor, "B 3 H W"],     # RGB in [-1,1], sides multiples of the coarseness
         frame2: Float[Tensor, "B 3 H W"],     # RGB in [-1,1]
-    ) -> tuple:                               # correlation pyramid; memory and context of frame 1
+    ) -> tuple:                               # correlation pyramid; features of frames 1 and 2 for `newton_steps`; memory; context
         "Compare two frames."
         features = self.features(torch.cat([frame1, frame2]))
         first, second = features.float().chunk(2)
+        scaled = soft_unit(first), soft_unit(second)
         if self.temperature is not None:      # unit vectors; sqrt(D) undoes the division in `correlation_volume`
             first, second = F.normalize(first, dim=1)*self.temperature.exp()*first.shape[1]**.5, F.normalize(second, dim=1)
         about = self.context(features[:len(frame1)] if self.shared else frame1)
         memory, context = about[:, :self.memory], about[:, self.memory:]
-        return correlation_pyramid(correlation_volume(first, second), self.levels), memory.tanh(), context.relu()
+        return correlation_pyramid(correlation_volume(first, second), self.levels), scaled, memory.tanh(), context.relu()
 
-# %% ../nbs/13b_all_pairs.ipynb #16caa6e6
-def start_gently(
-    head: nn.Module,                          # its last convolution says how to move
-    neighbours: nn.Sequential,                # its last convolution weighs neighbours for `convex_upsample`
-):                                            # nothing
-    "Make the moves of an untrained network small, and its upsampling smooth."
-    last = [m for m in head.modules() if isinstance(m, nn.Conv2d)][-1]
-    with torch.no_grad():
-        last.weight.mul_(.1); last.bias.zero_()
-        neighbours[-1].weight.mul_(.25); neighbours[-1].bias.zero_()
-        neighbours[-1].bias.view(9, -1)[4] = 1.
-
-# %% ../nbs/13b_all_pairs.ipynb #3480b570
+# %% ../nbs/13b_all_pairs.ipynb #fa7386be
 class AllPairsFlow(nn.Module):
     "Optical flow from all-pairs correlation: RAFT with update='gru', SKFlow with update='super_kernel'."
     def __init__(self,
@@ -327,20 +403,31 @@ class AllPairsFlow(nn.Module):
         radius: int=3,                        # reach of the lookup on each level
         update: str='gru',                    # one of `UPDATES`
         iters: int=12,                        # looks, where nobody says otherwise
-        widths: tuple=(32, 64, 96),           # stages of the encoders
+        widths: tuple=(32, 64, 96),           # stages of the encoders; a single one makes a `PatchEncoder`
         strides: tuple=(2, 1, 2, 2),          # of their first convolution and stages; the product is the coarseness
         motion: tuple=(96, 64, 64, 32, 80),   # widths of the `MotionEncoder`
         cosine: bool=True,                    # compare directions of features only
         shared: bool=False,                   # context from the same encoder: half the work
+        newton: tuple=(),                     # windows of closed-form steps [places], e.g. (5, 9)
         **update_options,                     # kernels, strips, alike: see `UpdateBlock`
     ):
         super().__init__()
-        self.radius, self.iters, self.coarse = radius, iters, math.prod(strides)
+        self.radius, self.iters, self.newton, self.coarse = radius, iters, newton, math.prod(strides)
         self.whole = self.coarse*2**max(levels - 1, 1)     # sides are padded to multiples of this; one place alone has no variance
         self.compare = Comparison(channels, hidden, context, levels, widths, strides, cosine, shared)
-        self.update = UpdateBlock(levels*(2*radius + 1)**2, hidden, context, motion, update, **update_options)
+        self.update = UpdateBlock(levels*(2*radius + 1)**2, hidden, context, motion, update, newton=len(newton), **update_options)
         self.neighbours = nn.Sequential(nn.Conv2d(hidden, 2*hidden, 3, padding=1), nn.ReLU(), nn.Conv2d(2*hidden, 9*self.coarse**2, 1))
         start_gently(self.update.head, self.neighbours)
+    def look(self,
+        pyramid: list,                        # from `Comparison`
+        features: tuple,                      # of frames 1 and 2
+        flow: Float[Tensor, "B 2 h w"],       # current flow [places]
+    ) -> tuple:                               # all that is seen (B,M,h,w); closed-form steps (B,n,2,h,w), or 0
+        "Look up matches around the current flow, and work out closed-form steps where they are wanted."
+        matches = lookup(pyramid, flow, self.radius)
+        if not self.newton: return matches, 0.
+        steps, texture = newton_steps(features[0], fetch(features[1], flow), self.newton)
+        return torch.cat([matches, steps.flatten(1, 2), texture], 1), steps
     def flows(self,
         frame1: Float[Tensor, "B 3 H W"],     # RGB in [0,1], any height and width
         frame2: Float[Tensor, "B 3 H W"],     # RGB in [0,1]
@@ -350,14 +437,16 @@ class AllPairsFlow(nn.Module):
         "Flow from frame 1 to frame 2 after each look."
         h, w = frame1.shape[-2:]
         pad = lambda x: F.pad(x, (0, -w % self.whole, 0, -h % self.whole), mode='replicate')
-        pyramid, hidden, context = self.compare(pad(2*frame1 - 1), pad(2*frame2 - 1))
+        pyramid, features, hidden, context = self.compare(pad(2*frame1 - 1), pad(2*frame2 - 1))
         flow = torch.zeros_like(hidden[:, :2], dtype=torch.float32)
         if init_flow is not None: flow = F.avg_pool2d(pad(init_flow.float()), self.coarse)/self.coarse
         attention = self.update.alike.attention(context) if self.update.alike is not None else None
         found = []
         for _ in range(self.iters if iters is None else iters):
             flow = flow.detach()
-            hidden, move = self.update(hidden, context, lookup(pyramid, flow, self.radius), flow, attention)
-            flow = flow + move
+            seen, steps = self.look(pyramid, features, flow)
+            hidden, move = self.update(hidden, context, seen, flow, attention)
+            flow = flow + move[:, :2]
+            if self.newton: flow = flow + (move[:, 2:, None]*steps).sum(1)
             found.append(convex_upsample(self.coarse*flow, self.neighbours(hidden).float(), self.coarse)[..., :h, :w])
         return found
