@@ -7,7 +7,7 @@ __all__ = ['BINS', 'edge_band', 'region_scores', 'bin_scores', 'score_pair', 'on
            'plain_table', 'bootstrap_people', 'interval_table', 'paired_interval', 'fall_interval', 'time_estimator',
            'speed_figure', 'worst_pairs', 'case_picture']
 
-# %% ../nbs/17_benchmark.ipynb #5f4942cd
+# %% ../nbs/17_benchmark.ipynb #c48d76ee
 import math, sys, time
 from contextlib import contextmanager
 from typing import Callable
@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.ticker import NullFormatter
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -196,7 +197,7 @@ def time_estimator(
             spent.append(1000*(time.process_time() - start))
     return float(np.median(spent[1:]))
 
-# %% ../nbs/17_benchmark.ipynb #835f22af
+# %% ../nbs/17_benchmark.ipynb #f6c4a84e
 def speed_figure(
     points: pd.DataFrame,    # columns `ms` and `epe`; the index names the models; optional columns `low`, `high`: interval of epe
     ours: str = 'srflow',    # models whose name contains this are drawn in another colour
@@ -204,13 +205,14 @@ def speed_figure(
 ):                           # matplotlib figure
     "Accuracy against time, both logarithmic: lower left is better."
     fig, ax = plt.subplots(figsize=(6, 3.2), layout='constrained')
-    for name, p in points.iterrows():
+    for i, (name, p) in enumerate(points.sort_values('ms').iterrows()):
         colour = '#ee7733' if ours in name else '#4477aa'
         ax.plot(p['ms'], p['epe'], 'o', color=colour)
         if 'low' in p: ax.plot([p['ms']]*2, [p['low'], p['high']], color=colour, lw=1)
-        ax.annotate(name, (p['ms'], p['epe']), xytext=(5, 4), textcoords='offset points', fontsize=8, color=colour)
+        ax.annotate(name, (p['ms'], p['epe']), xytext=(5, (4, -11)[i % 2]), textcoords='offset points', fontsize=8, color=colour)
     ax.set(xscale='log', yscale='log', xlabel='processor time of a pair on one thread [ms]', ylabel=label)
-    ax.margins(x=.15, y=.15); ax.spines[['top', 'right']].set_visible(False)
+    for axis in (ax.xaxis, ax.yaxis): axis.set_major_formatter('{x:g}'); axis.set_minor_formatter(NullFormatter())
+    ax.margins(x=.15, y=.2); ax.spines[['top', 'right']].set_visible(False)
     return fig
 
 # %% ../nbs/17_benchmark.ipynb #af50dc57
