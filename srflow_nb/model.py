@@ -6,7 +6,7 @@
 __all__ = ['LUMA', 'AROUND', 'OPEN', 'CAREFUL', 'SKFLOW', 'SIZES', 'pyramid', 'resize_flow', 'variational_flow',
            'classical_start', 'warp', 'box_mean', 'central_gradient', 'lucas_kanade', 'Pointwise', 'SuperKernelBlock',
            'Ladder', 'proposals', 'changed', 'measure', 'RefineStep', 'open_share', 'Pretrained', 'ModelConfig',
-           'check_frames', 'SRFlowNet', 'load_model']
+           'check_frames', 'repair', 'given_or_classical', 'SRFlowNet', 'load_model']
 
 # %% ../nbs/14_model.ipynb #686b7bb1
 import json
@@ -210,23 +210,25 @@ def changed(
     "How sure it is that something changed near a pixel: 1 - exp(-mean difference in grey levels)."
     return 1 - torch.exp(-255*box_mean((frame2 - frame1).abs().mean(1, keepdim=True), 21))
 
-# %% ../nbs/14_model.ipynb #d8fc3206
+# %% ../nbs/14_model.ipynb #a7022343
 def measure(
     frame1: Float[Tensor, "B 3 H W"],    # RGB in [0,1]; sides multiples of 4
     frame2: Float[Tensor, "B 3 H W"],    # RGB in [0,1]
     flow: Float[Tensor, "B 2 H W"],      # current flow [px]
     windows: tuple,                      # Lucas-Kanade windows, odd [quarter px]
-) -> Float[Tensor, "B C h w"]:           # C = 130 + 4 for each window, at quarter resolution
+) -> Float[Tensor, "B C h w"]:           # C = 130 + 5 for each window, at quarter resolution
     "Everything the network is told about the current flow."
     warped = warp(frame2, flow)
     moves, evidence = lucas_kanade(frame1, warped, windows, coarse=4)
     mean, spread = frame1.mean((1, 2, 3), keepdim=True), frame1.std((1, 2, 3), keepdim=True)
+    unmoved = F.avg_pool2d((frame2 - frame1).square().sum(1, keepdim=True), 4)
+    unmoved = [.2*(box_mean(unmoved, window).clamp(min=0) + 1e-6).log() + 1.5 for window in windows]
     coarse = F.avg_pool2d(flow, 4)
     detail = flow - F.interpolate(coarse, scale_factor=4)
     fine = torch.cat([(frame1 - mean)/(spread + .05), 15*(warped - frame1), .5*detail], 1)
-    return torch.cat([F.pixel_unshuffle(fine, 4), .2*coarse, *moves, *evidence], 1)
+    return torch.cat([F.pixel_unshuffle(fine, 4), .2*coarse, *moves, *evidence, *unmoved], 1)
 
-# %% ../nbs/14_model.ipynb #123d4ac8
+# %% ../nbs/14_model.ipynb #dcf18f33
 class RefineStep(nn.Module):
     "One repair of the flow: measure what is wrong, look far, and say what to change."
     def __init__(self,
@@ -236,14 +238,14 @@ class RefineStep(nn.Module):
         windows: tuple,                  # Lucas-Kanade windows [quarter px]
     ):
         super().__init__()
-        self.windows, c = tuple(windows), channels[0]
-        self.encode = Pointwise(130 + 4*len(windows), c)
+        self.windows, c, self.whole = tuple(windows), channels[0], 4*2**(len(channels) - 1)     # sides must be multiples of `whole`
+        self.encode = Pointwise(130 + 5*len(windows), c)
         self.ladder = Ladder(channels, blocks, kernel)
         self.choice, self.coarse, self.fine, self.gates = (Pointwise(c, n) for n in (1 + len(AROUND), 2, 32, 16))
         for layer in (self.choice, self.coarse, self.fine, self.gates): nn.init.zeros_(layer.weight); nn.init.zeros_(layer.bias)
         nn.init.constant_(self.gates.bias, OPEN)                   # untrained, it gives its start back
     def forward(self,
-        frame1: Float[Tensor, "B 3 H W"],  # RGB in [0,1]; sides multiples of 4 and of the ladder's rungs
+        frame1: Float[Tensor, "B 3 H W"],  # RGB in [0,1]; sides multiples of `whole`
         frame2: Float[Tensor, "B 3 H W"],  # RGB in [0,1]
         flow: Float[Tensor, "B 2 H W"],    # current flow [px]; no gradient flows back into it
         change: Float[Tensor, "B 1 H W"],  # from `changed`
@@ -309,7 +311,39 @@ def check_frames(
     if frame1.shape != frame2.shape:
         raise InputError(f'frames of different size: {tuple(frame1.shape)} and {tuple(frame2.shape)}')
 
-# %% ../nbs/14_model.ipynb #9f8adb4f
+# %% ../nbs/14_model.ipynb #b30205f7
+def repair(
+    step: RefineStep,                     # one repair
+    frame1: Float[Tensor, "B 3 H W"],     # RGB in [0,1], any height and width
+    frame2: Float[Tensor, "B 3 H W"],     # RGB in [0,1]
+    flow: Float[Tensor, "B 2 H W"],       # flow to repair [px]
+    iters: int,                           # how often
+) -> tuple:                               # flows, static-gate logits: lists, one entry per repair; the last features (B,C,h,w)
+    "Repair a given flow; no classical method inside, so this is the part to train and to export."
+    h, w = frame1.shape[-2:]
+    pad = (0, -w % step.whole, 0, -h % step.whole)
+    frame1, frame2, flow = (F.pad(x, pad, mode='replicate') for x in (frame1, frame2, flow))
+    change, flows, gates = changed(frame1, frame2), [], []
+    for _ in range(iters):
+        flow, gate, features = step(frame1, frame2, flow.detach(), change)
+        flows.append((flow*open_share(gate))[..., :h, :w]); gates.append(gate[..., :h, :w])
+    return flows, gates, features[..., :-(-h//4), :-(-w//4)]
+
+# %% ../nbs/14_model.ipynb #dd0313e8
+def given_or_classical(
+    init_flow: Tensor|None,               # flow that somebody gave [px]
+    frame1: Float[Tensor, "B 3 H W"],     # RGB in [0,1]
+    frame2: Float[Tensor, "B 3 H W"],     # RGB in [0,1]
+    needed: bool=True,                    # whether a start is needed at all
+) -> Float[Tensor, "B 2 H W"]|None:       # flow to start from [px]; raises `InputError` where something does not fit
+    "Check what was given, and add what is missing."
+    check_frames(frame1, frame2)
+    if init_flow is None: return classical_start(frame1, frame2) if needed else None
+    want = (len(frame1), 2, *frame1.shape[2:])
+    if init_flow.shape != want: raise InputError(f'init_flow: shape {tuple(init_flow.shape)}; expected {want}')
+    return init_flow
+
+# %% ../nbs/14_model.ipynb #e9e31603
 class SRFlowNet(nn.Module, Pretrained):
     "Optical flow of faces; `tiny` starts from a classical method, repairs it, and knows where a head may move."
     needs_start = True                   # whether `refine` wants an `init_flow`; a network of all pairs says False
@@ -321,21 +355,6 @@ class SRFlowNet(nn.Module, Pretrained):
         if c.pairs: self.needs_start, self.pairs = False, AllPairsFlow(iters=c.iters, **c.pairs)
         else: self.step = RefineStep(c.channels, c.blocks, c.kernel, c.windows)
         self.to(memory_format=torch.channels_last)
-    def repair(self,
-        frame1: Float[Tensor, "B 3 H W"],     # RGB in [0,1]
-        frame2: Float[Tensor, "B 3 H W"],     # RGB in [0,1]
-        init_flow: Float[Tensor, "B 2 H W"],  # flow to repair [px]
-        iters: int|None=None,                 # repairs; default: the configuration's
-    ) -> tuple:                               # flows, static-gate logits: lists, one entry per repair; the last features (B,C,h,w)
-        "Repair a given flow; no classical method inside, so this is the part to train and to export."
-        (h, w), whole = frame1.shape[-2:], 4*2**(len(self.config.channels) - 1)
-        pad = (0, -w % whole, 0, -h % whole)
-        frame1, frame2, flow = (F.pad(x, pad, mode='replicate') for x in (frame1, frame2, init_flow))
-        change, flows, gates = changed(frame1, frame2), [], []
-        for _ in range(self.config.iters if iters is None else iters):
-            flow, gate, features = self.step(frame1, frame2, flow.detach(), change)
-            flows.append((flow*open_share(gate))[..., :h, :w]); gates.append(gate[..., :h, :w])
-        return flows, gates, features[..., :-(-h//4), :-(-w//4)]
     def refine(self,
         frame1: Float[Tensor, "B 3 H W"],     # RGB in [0,1]
         frame2: Float[Tensor, "B 3 H W"],     # RGB in [0,1]
@@ -344,7 +363,7 @@ class SRFlowNet(nn.Module, Pretrained):
     ) -> tuple:                               # flows (B,2,H,W), static-gate logits (B,1,H,W): lists, the last is the best
         "What training needs: every flow on the way, and the gates, of which `base` has none."
         if not self.needs_start: return self.pairs.flows(frame1, frame2, init_flow, iters), []
-        return self.repair(frame1, frame2, init_flow, iters)[:2]
+        return repair(self.step, frame1, frame2, init_flow, self.config.iters if iters is None else iters)[:2]
     def forward(self,
         frame1: Float[Tensor, "B 3 H W"],     # RGB in [0,1], any height and width
         frame2: Float[Tensor, "B 3 H W"],     # RGB in [0,1]
@@ -352,34 +371,29 @@ class SRFlowNet(nn.Module, Pretrained):
         iters: int|None=None,                 # repairs or looks; default: the configuration's
     ) -> list:                                # flows (B,2,H,W) [px], the last is the best
         "Flow from frame 1 to frame 2 after each repair."
-        return self.refine(frame1, frame2, self.start(frame1, frame2, init_flow), iters)[0]
-    def start(self,
-        frame1: Float[Tensor, "B 3 H W"],     # RGB in [0,1]
-        frame2: Float[Tensor, "B 3 H W"],     # RGB in [0,1]
-        init_flow: Float[Tensor, "B 2 H W"]|None=None,  # flow that somebody gave [px]
-    ) -> Float[Tensor, "B 2 H W"]|None:       # flow to start from [px], where one is needed
-        "Check what was given and add what is missing."
-        check_frames(frame1, frame2)
-        if init_flow is None: return classical_start(frame1, frame2) if self.needs_start else None
-        want = (len(frame1), 2, *frame1.shape[2:])
-        if init_flow.shape != want: raise InputError(f'init_flow: shape {tuple(init_flow.shape)}; expected {want}')
-        return init_flow
-    @torch.no_grad()
-    def estimate(self,
-        frame1: Float[Tensor, "B 3 H W"],     # RGB in [0,1], any height and width
-        frame2: Float[Tensor, "B 3 H W"],     # RGB in [0,1]
-    ) -> Float[Tensor, "B 2 H W"]:            # flow [px]
-        "Flow from frame 1 to frame 2, without gradients."
-        return self(frame1, frame2)[-1]
-    def features(self,
-        frame1: Float[Tensor, "B 3 H W"],     # RGB in [0,1], any height and width
-        frame2: Float[Tensor, "B 3 H W"],     # RGB in [0,1]
-        init_flow: Float[Tensor, "B 2 H W"]|None=None,  # flow to start from [px]; default: `classical_start`
-    ) -> tuple:                               # flow (B,2,H,W) [px] as `estimate` gives it, features (B,C,H/4,W/4), rounded up
-        "The flow and what the network knew when it gave it: something to build on; raises `InputError` for `base`."
-        if not self.needs_start: raise InputError(f'SRFlowNet({self.config.size!r}) has no features to share; use tiny')
-        flows, _, features = self.repair(frame1, frame2, self.start(frame1, frame2, init_flow))
-        return flows[-1], features
+        return self.refine(frame1, frame2, given_or_classical(init_flow, frame1, frame2, self.needs_start), iters)[0]
+
+# %% ../nbs/14_model.ipynb #3e0d1971
+@torch.no_grad()
+def _estimate(self: SRFlowNet,
+    frame1: Float[Tensor, "B 3 H W"],     # RGB in [0,1], any height and width
+    frame2: Float[Tensor, "B 3 H W"],     # RGB in [0,1]
+) -> Float[Tensor, "B 2 H W"]:            # flow [px]
+    "Flow from frame 1 to frame 2, without gradients."
+    return self(frame1, frame2)[-1]
+
+def _features(self: SRFlowNet,
+    frame1: Float[Tensor, "B 3 H W"],     # RGB in [0,1], any height and width
+    frame2: Float[Tensor, "B 3 H W"],     # RGB in [0,1]
+    init_flow: Float[Tensor, "B 2 H W"]|None=None,  # flow to start from [px]; default: `classical_start`
+) -> tuple:                               # flow (B,2,H,W) [px] as `estimate` gives it, features (B,C,H/4,W/4), rounded up
+    "The flow and what the network knew when it gave it: something to build on; raises `InputError` for `base`."
+    if not self.needs_start: raise InputError(f'SRFlowNet({self.config.size!r}) has no features to share; use tiny')
+    start = given_or_classical(init_flow, frame1, frame2)
+    flows, _, features = repair(self.step, frame1, frame2, start, self.config.iters)
+    return flows[-1], features
+
+SRFlowNet.estimate, SRFlowNet.features = _estimate, _features
 
 # %% ../nbs/14_model.ipynb #3c2389c9
 def load_model(

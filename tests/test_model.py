@@ -37,7 +37,7 @@ def test_identical_frames_give_zero():
 def test_frames_without_texture_give_finite_flow(a, b):
     frames = torch.full((1, 3, 40, 44), a), torch.full((1, 3, 40, 44), b)
     assert scrambled().estimate(*frames).isfinite().all()
-    assert SRFlowNet.from_pretrained('tiny').estimate(*frames).norm(dim=1).mean() < .1
+    assert SRFlowNet.from_pretrained('tiny').estimate(*frames).norm(dim=1).mean() < .25          # less than what counts as motion
 
 
 def test_untrained_network_returns_its_start(pair):
@@ -169,7 +169,7 @@ def test_still_frames_give_still_flow(levels, most):
     "RAFT's issue 123: video in which almost nothing moves. `levels`: standard deviation of the noise in grey levels."
     from srflow_nb.scene import DatasetConfig, Scene
     g = torch.Generator().manual_seed(7)
-    clean = [Scene(DatasetConfig(width=256, height=256, seed=77), index=0, frames=2).frame(0).clean, torch.from_numpy(photo('coffee')[:256, :256]).permute(2, 0, 1)]
+    clean = [Scene(DatasetConfig(width=256, height=256, seed=77), index=0, frames=2).frame(0).clean, torch.tensor(photo('coffee')[:256, :256]).permute(2, 0, 1)]
     for frame in clean:
         shoot = lambda: ((frame + levels/255*torch.randn(frame.shape, generator=g)).clamp(0, 1)*255).round()[None]/255
         assert SRFlowNet.from_pretrained('tiny').estimate(shoot(), shoot()).norm(dim=1).mean() <= most

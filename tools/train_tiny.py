@@ -52,7 +52,7 @@ may move and where nothing does. Load it with `SRFlowNet.from_pretrained("tiny")
 
 
 DATA = dict(kinds=('final', 'flow', 'occlusions', 'masks'), pairs_per_sequence=2, fps=25.)     # what `make_dataset` is told beside numbers
-RECIPE = dict(iters=1, warmup=50, ema=.998, gate=.5, noise=4., augment=dict(zoom_chance=.5, scale=(-.3, .5), color=(.3, .2, .3, 0.)), loss=dict(tv=0., flow_difference=0.),
+RECIPE = dict(iters=1, warmup=50, ema=.998, gate=1., noise=4., augment=dict(zoom_chance=1., scale=(-.75, .3), color=(.3, .2, .3, 0.)), loss=dict(tv=0., flow_difference=0.),
               save_every=100, log_every=50)                                                     # of `TrainConfig`
 
 
@@ -63,7 +63,7 @@ def arguments():
     p.add_argument('--size', type=int, default=320, help='side of the frames [px]')
     p.add_argument('--data-seed', type=int, default=1, help='seed of the data set (the demo uses others)')
     p.add_argument('--workers', type=int, default=1, help='processes that render')
-    p.add_argument('--steps', type=int, default=3200, help='optimiser steps')
+    p.add_argument('--steps', type=int, default=3000, help='optimiser steps')
     p.add_argument('--batch', type=int, default=4, help='pairs in a step')
     p.add_argument('--crop', type=int, default=192, help='side of the training crops [px]')
     p.add_argument('--lr', type=float, default=2e-3, help='highest learning rate')
