@@ -1,15 +1,19 @@
 "Promises of 16_train: it learns, survives kill -9 exactly, stops at NaN, refuses to mix runs."
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from srflow_nb.augment import MixedDataset
 from srflow_nb.core import InputError
 from srflow_nb.model import SRFlowNet
 from srflow_nb.train import (PRESETS, TrainConfig, batches, learning_rate, make_sample, preset, random_warp, read_log,
@@ -33,10 +37,10 @@ class OnePair:
 
 
 def test_training_lowers_the_loss(tmp_path):
-    config = TrainConfig(steps=40, batch=2, crop=64, warmup=4, save_every=40, log_every=5, noise=0., warped=0., still=0.)
+    config = TrainConfig(steps=24, batch=2, crop=48, warmup=4, save_every=24, log_every=4, noise=0., warped=0., still=0.)
     log = train(config, OnePair(), tmp_path, progress=False)
     assert log['loss'][-1] < .8*log['loss'][0] and log['epe'][-1] < log['epe'][0]
-    assert (tmp_path/'model.safetensors').exists() and json.loads((tmp_path/'train.json').read_text())['config']['steps'] == 40
+    assert (tmp_path/'model.safetensors').exists() and json.loads((tmp_path/'train.json').read_text())['config']['steps'] == 24
 
 
 def test_kill_between_log_and_checkpoint_loses_no_line(tmp_path, monkeypatch):
@@ -47,20 +51,18 @@ def test_kill_between_log_and_checkpoint_loses_no_line(tmp_path, monkeypatch):
 
 
 def test_resume_after_kill_gives_same_weights(tmp_path):
-    code = ("import torch; torch.set_num_threads(1)\n"
-            "import sys; sys.path.insert(0, 'tests')\n"
-            "from test_train import *\n"
-            "train(TrainConfig(**SMALL), data(), sys.argv[1], progress=False)\n")
-    run = lambda folder: subprocess.Popen([sys.executable, '-c', code, str(folder)], cwd=os.path.dirname(os.path.dirname(__file__)))
-    whole = run(tmp_path/'whole'); broken = run(tmp_path/'broken'); began = time.time()
-    while not (tmp_path/'broken'/'last.pt').exists() and time.time() - began < 120: time.sleep(.01)
-    broken.send_signal(signal.SIGKILL); broken.wait()
-    killed_at = torch.load(tmp_path/'broken'/'last.pt', weights_only=True)['step']
-    assert run(tmp_path/'broken').wait() == 0 and whole.wait() == 0
-    assert 0 < killed_at < SMALL['steps']
-    a, b = weights(tmp_path/'whole'), weights(tmp_path/'broken')
+    code = "import sys; sys.path.insert(0, 'tests')\nfrom test_train import *\ntrain(TrainConfig(**SMALL), data(), sys.argv[1], val=data(), progress=False)\n"
+    broken, whole = tmp_path/'broken', tmp_path/'whole'
+    process = subprocess.Popen([sys.executable, '-c', code, str(broken)], cwd=os.path.dirname(os.path.dirname(__file__)))
+    began = time.time()
+    while not (broken/'last.pt').exists() and time.time() - began < 300: time.sleep(.01)
+    process.send_signal(signal.SIGKILL); process.wait()
+    train(TrainConfig(**SMALL), data(), whole, val=data(), progress=False)
+    assert 0 < torch.load(broken/'last.pt', weights_only=True)['step'] < SMALL['steps']
+    train(TrainConfig(**SMALL), data(), broken, val=data(), progress=False)
+    a, b = weights(whole), weights(broken)
     assert all(torch.equal(a[k], b[k]) for k in a)
-    assert read_log(tmp_path/'whole'/'log.csv')['step'] == read_log(tmp_path/'broken'/'log.csv')['step']
+    assert (whole/'log.csv').read_text() == (broken/'log.csv').read_text()
 
 
 def test_a_finished_run_is_not_run_again(tmp_path):
@@ -122,6 +124,57 @@ def test_samples_keep_the_definition_of_flow(zoom):
         seen.append((miss[s['valid']].median().item(), still[s['valid']].median().item()))
     miss, still = torch.tensor(seen).T
     assert miss.median() < .02 and miss.mean() < .4*still.mean()
+
+
+def test_the_best_network_is_kept_beside_the_last(tmp_path, monkeypatch):
+    errors = iter([3., 1., 2.])
+    monkeypatch.setattr('srflow_nb.train.validate', lambda *args: next(errors))
+    log = train(TrainConfig(**SMALL), data(), tmp_path, val=data(), progress=False)
+    assert [e for e in log['val_epe'] if e == e] == [3., 1., 2.]
+    saved = torch.load(tmp_path/'last.pt', weights_only=True)
+    assert saved['best'] == 1. and not all(torch.equal(v, weights(tmp_path/'best')[k]) for k, v in saved['net'].items())
+
+
+def test_tensorboard_is_asked_for_clearly(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)
+    with pytest.raises(InputError, match='pip install tensorboard'): train(TrainConfig(**SMALL), data(), tmp_path, progress=False, log='tensorboard')
+    with pytest.raises(InputError, match='tensorboard'): train(TrainConfig(**SMALL), data(), tmp_path, progress=False, log='tensorbord')
+
+
+def test_tensorboard_gets_what_the_log_gets(tmp_path, monkeypatch):
+    class Board:
+        seen = {}
+        def __init__(self, folder, purge_step): assert purge_step is None
+        def __enter__(self): return self
+        def __exit__(self, *args): pass
+        def add_scalar(self, name, value, step): self.seen.setdefault(name, []).append(value)
+    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', SimpleNamespace(SummaryWriter=Board))
+    log = train(TrainConfig(**SMALL), data(), tmp_path, progress=False, log='tensorboard')
+    assert {k: v for k, v in log.items() if v[0] == v[0]} == Board.seen
+
+
+def test_sets_are_mixed_by_their_shares(tmp_path):
+    "A MixedDataset is a data set like any other."
+    class Grey(WarpDataset):
+        def __getitem__(self, i): return super().__getitem__(i) | dict(frame1=torch.full((3, 64, 64), .5), labels=torch.zeros(64, 64))
+    mixed = MixedDataset([data(), Grey([photo('coffee')], n=2, size=64)], weights=[3, 1], length=400, seed=2)
+    config = TrainConfig(**SMALL | dict(noise=0., warped=0., still=0.))
+    grey = sum(make_sample(mixed, config, s, 0, start=False)['frame1'].std().item() < .01 for s in range(80))
+    assert 8 <= grey <= 34
+    assert len(train(config, mixed, tmp_path, progress=False)['step']) == SMALL['steps']
+
+
+def test_half_precision_learns_as_well(tmp_path):
+    logs = [train(TrainConfig(**SMALL, mixed_precision=p), data(), tmp_path/p, progress=False)['loss'] for p in ('no', 'bf16')]
+    assert logs[0] != logs[1] and logs[1] == pytest.approx(logs[0], rel=.05)
+
+
+def test_a_bad_batch_names_its_pairs(tmp_path):
+    class Poisoned(WarpDataset):
+        def __getitem__(self, i): return super().__getitem__(i) | (dict(frame2=torch.full((3, 64, 64), math.nan)) if i == 1 else {})
+    config = TrainConfig(**SMALL | dict(steps=9, warped=0., still=0.))
+    with pytest.raises(FloatingPointError, match='made from pairs'): train(config, Poisoned([photo('coffee')], n=3, size=64), tmp_path, progress=False)
+    assert 1 in load_file(tmp_path/'bad_batch.safetensors')['index'].tolist()
 
 
 def test_learning_rate_rises_and_falls():
