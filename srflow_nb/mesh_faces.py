@@ -7,7 +7,7 @@ __all__ = ['SKIN_KINDS', 'TONES', 'PUPIL', 'IRIS', 'INSIDE', 'BACKGROUNDS', 'MOT
            'paint', 'Lamps', 'sample_lamps', 'Mesh', 'render_mesh', 'sample_backdrop', 'MotionSize', 'sample_motion',
            'sample_view', 'mesh_pair', 'MeshFaces', 'still_pairs']
 
-# %% ../nbs/11e_mesh_faces.ipynb #31ec4d6d
+# %% ../nbs/11e_mesh_faces.ipynb #d7c1abf6
 import math
 from dataclasses import dataclass
 
@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import torch
 from jaxtyping import Float
+from numba import njit
 from numpy import ndarray
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -103,7 +104,7 @@ def _eyes(skin, head, p):
     iris = np.asarray(skin.iris)*(1+.5*rays)[:, None]*(1-.6*soft_step(r, .8*IRIS, IRIS))[:, None]
     return lerp(lerp(np.full(3, .006), iris, soft_step(r, PUPIL-.02, PUPIL+.02)), np.array([.62, .58, .55]), soft_step(r, IRIS-.015, IRIS+.03))
 
-# %% ../nbs/11e_mesh_faces.ipynb #82c2dbdb
+# %% ../nbs/11e_mesh_faces.ipynb #9fb99386
 INSIDE = dict(teeth=(.62, .55, .42), tongue=(.42, .14, .13), mouth=(.30, .08, .08))            # linear RGB
 
 def paint(
@@ -112,7 +113,7 @@ def paint(
     points: Float[ndarray, "N 3"],           # on it [m]
     regions: ndarray,                        # (N,) index into `REGIONS`
     lips: Float[ndarray, "N"],               # how much of a lip each point is, in [0,1]
-    spacing=None,                            # (N,) distance between samples [m]: finer grain fades
+    spacing=None,                            # distance between samples [m]: finer grain fades
 ) -> Float[ndarray, "N 3"]:                  # linear RGB
     "Colour of each point of the resting head."
     color = lerp(skin.base, skin.second, skin.strength*_cover(skin, points))
@@ -140,17 +141,30 @@ def sample_lamps(
     tint = 1+.15*g.normal(size=(n, 3)).clip(-2, 2); level = g.dirichlet(np.full(n, 2.))[:, None]*g.uniform(.8, 1.4)
     return Lamps(way*np.exp(g.uniform(np.log(.35), np.log(1.5), (n, 1))), level*tint, g.uniform(.12, .35)*(1+.1*g.normal(size=3)))
 
-# %% ../nbs/11e_mesh_faces.ipynb #4f5da61b
-def _lit(skin, lamps, color, p, n, shade, eye):
-    "Colours (N,3) under the lamps, at points `p` with unit normals `n`, seen from `eye`."
-    unit = lambda a: a/np.sqrt(np.einsum('nc,nc->n', a, a))[:, None]
-    dot = lambda a: np.maximum(np.einsum('nc,nc->n', n, a), 0)
-    view, diffuse, shine = unit(eye-p), shade[:, None]*lamps.ambient, np.zeros_like(color)
-    for at, rgb in zip(lamps.positions.astype(np.float32), lamps.colors.astype(np.float32)):
-        to = at-p; near = (at@at)/np.einsum('nc,nc->n', to, to); l = unit(to)
-        diffuse = diffuse+(near*dot(l)*(.4+.6*shade))[:, None]*rgb
-        shine += (skin.shine*near*shade*dot(unit(l+view))**skin.gloss*(dot(l) > 0))[:, None]*rgb
-    return color*diffuse+shine
+# %% ../nbs/11e_mesh_faces.ipynb #2fc02750
+@njit(error_model='numpy')
+def _unit(x, y, z):
+    "The vector with length 1, and its length squared."
+    d2 = x*x+y*y+z*z; r = 1/np.sqrt(max(d2, 1e-20))
+    return x*r, y*r, z*r, d2
+
+# %% ../nbs/11e_mesh_faces.ipynb #eb98c6a2
+@njit(cache=True, nogil=True, error_model='numpy')
+def _lit(color, at, eye, positions, light, ambient, shine, gloss, out):
+    "Colours (N,3) under lamps; `at` (N,11) holds how open to the sky a point is, where it is, and its normal, from column 4 on."
+    shade, p, n = at[:, 4], at[:, 5:8], at[:, 8:]
+    for i in range(len(p)):
+        nx, ny, nz, _ = _unit(n[i, 0], n[i, 1], n[i, 2]); vx, vy, vz, _ = _unit(eye[0]-p[i, 0], eye[1]-p[i, 1], eye[2]-p[i, 2])
+        for c in range(3): out[i, c] = color[i, c]*shade[i]*ambient[c]
+        for k in range(len(positions)):
+            lx, ly, lz, d2 = _unit(positions[k, 0]-p[i, 0], positions[k, 1]-p[i, 1], positions[k, 2]-p[i, 2])
+            cos = nx*lx+ny*ly+nz*lz
+            if cos <= 0: continue
+            hx, hy, hz, _ = _unit(lx+vx, ly+vy, lz+vz)
+            near = (positions[k, 0]**2+positions[k, 1]**2+positions[k, 2]**2)/d2
+            mirror = shine*shade[i]*max(nx*hx+ny*hy+nz*hz, 0.)**gloss
+            for c in range(3): out[i, c] += near*light[k, c]*(color[i, c]*cos*(.4+.6*shade[i])+mirror)
+    return out
 
 # %% ../nbs/11e_mesh_faces.ipynb #28de67ff
 class Mesh:
@@ -166,7 +180,22 @@ class Mesh:
         uv, depth = camera.project(torch.as_tensor(vertices, dtype=torch.float64))
         return torch.cat([uv, depth[:, None]], 1).numpy()[self.faces]
 
-# %% ../nbs/11e_mesh_faces.ipynb #fc9b0eb3
+# %% ../nbs/11e_mesh_faces.ipynb #13db6c1b
+@njit(cache=True, nogil=True, error_model='numpy')
+def _between(known, faces, face, weights, out):
+    "What vertices know (V,C), at places inside triangles."
+    for i in range(len(face)):
+        a, b, c = faces[face[i]]; u, v = weights[i]
+        for k in range(known.shape[1]): out[i, k] = (1-u-v)*known[a, k]+u*known[b, k]+v*known[c, k]
+    return out
+
+def _sampled(mesh, vertices, camera):
+    "Which pixels (H,W) show the head, their triangles (N,), and (N,11): place at rest, lip, shade, place now, normal."
+    face, _, b = draw(mesh.corners(vertices, camera), camera.width, camera.height); on = face >= 0
+    known = np.concatenate([mesh.fixed, vertices, normals(vertices, mesh.head.faces)], 1).astype(np.float32)
+    return on, face[on], _between(known, mesh.faces, face[on], b[on], np.empty((int(on.sum()), 11), np.float32))
+
+# %% ../nbs/11e_mesh_faces.ipynb #5a897b87
 def render_mesh(
     mesh: Mesh,                              # what to draw
     vertices: Float[ndarray, "V 3"],         # where its vertices are now [m]
@@ -177,13 +206,9 @@ def render_mesh(
     samples: int = 2,                        # along each side of a pixel
 ) -> Float[Tensor, "3 H W"]:                 # picture values in [0,1], without noise
     "Draw a head by z-buffer, some samples a pixel."
-    face, depth, b = draw(mesh.corners(vertices, camera.scaled(samples)), samples*camera.width, samples*camera.height)
-    on = face >= 0; face, b, spacing = face[on], b[on].astype(np.float32), .7*depth[on]/float(camera.K[0, 0])
-    known = np.concatenate([mesh.fixed, vertices, normals(vertices, mesh.head.faces)], 1).astype(np.float32)
-    a, b1, b2 = (known[i] for i in mesh.faces[face].T)
-    at = a+b[:, :1]*(b1-a)+b[:, 1:]*(b2-a)
-    color = paint(skin, mesh.head, at[:, :3], mesh.regions[face], at[:, 3], spacing).astype(np.float32)
-    if lamps: color = _lit(skin, lamps, color, at[:, 5:8], at[:, 8:]/np.linalg.norm(at[:, 8:], axis=1, keepdims=True), at[:, 4], camera.position.numpy())
+    on, face, at = _sampled(mesh, vertices, camera.scaled(samples)); eye = camera.position.double().numpy()
+    color = paint(skin, mesh.head, at[:, :3], mesh.regions[face], at[:, 3], spacing=.7*np.linalg.norm(eye)/float(camera.K[0, 0])).astype(np.float32)
+    if lamps: color = _lit(color, at, eye, lamps.positions, lamps.colors, lamps.ambient, skin.shine, skin.gloss, np.empty_like(color))
     light = np.repeat(np.repeat(background, samples, 0), samples, 1).astype(np.float32); light[on] = color
     return torch.from_numpy(encode(cv2.resize(light, (camera.width, camera.height), interpolation=cv2.INTER_AREA))).permute(2, 0, 1).contiguous()
 
