@@ -39,7 +39,7 @@ from srflow_nb.benchmark import (BINS, bootstrap_people, benchmark_flow, benchma
 from srflow_nb.core import atomic_write, data_path, rng
 from srflow_nb.dataset import FlowDataset, make_dataset
 from srflow_nb.estimators import get_estimator, network_flow
-from srflow_nb.families import load_model
+from srflow_nb.families import build_model, load_model
 from srflow_nb.mesh_faces import MeshFaces, still_pairs
 from srflow_nb.train import TrainConfig, preset, train
 from srflow_nb.viz import image_bytes
@@ -52,7 +52,8 @@ OURS = 'srflownet-tiny'
 SETS = ('test', 'mid', 'large', 'mesh', 'photo')
 
 
-RECIPE = dict(batch=4, lr=2e-3, warmup=20, ema=.95, noise=4., augment=dict(zoom_chance=.5, scale=(-.3, .5), color=(.3, .2, .3, 0.)), loss=dict(tv=0., flow_difference=0.))
+RECIPE = dict(steps=240, batch=4, lr=2e-3, warmup=20, ema=.95, noise=4., loss=dict(tv=0., flow_difference=0.))
+WHOLE_HEADS = dict(zoom_chance=1., scale=[-.75, .3], color=[.3, .2, .3, 0.])
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,7 @@ class Settings:
     data: dict = field(default_factory=lambda: dict(train=(400, 320, 320, 51, 2), test=(64, 320, 320, 52, 2), mid=(12, 550, 802, 53, 2), large=(4, 1100, 1604, 54, 1)))
     gaussians: int = 20_000
     # how each family is trained, the same for both of its runs
-    families: dict = field(default_factory=lambda: dict(
-        tiny=RECIPE | dict(steps=240, crop=160, iters=1, gate=.5)))
+    families: dict = field(default_factory=lambda: dict(raft_small=RECIPE | dict(crop=128), pwc=RECIPE | dict(crop=128), tiny=RECIPE | dict(crop=160, augment=WHOLE_HEADS)))
     laptop: dict = field(default_factory=dict)            # changes of the preset: none
     mesh: dict = field(default_factory=lambda: dict(n=32, size=384, seed=71))
     still: dict = field(default_factory=lambda: dict(n=12, size=320, seed=72))
@@ -76,7 +76,7 @@ class Settings:
 
 REDUCED = Settings(
     data=dict(train=(4, 96, 96, 51, 2), test=(4, 96, 96, 52, 2), mid=(2, 96, 128, 53, 2), large=(2, 128, 160, 54, 1)), gaussians=3000,
-    families={n: dict(steps=2, batch=2, crop=64, iters=1) for n in ('raft_small', 'pwc', 'tiny')}, laptop=dict(steps=2, batch=2, crop=64),
+    families={n: dict(steps=2, batch=2, crop=64) for n in ('raft_small', 'pwc', 'tiny')}, laptop=dict(steps=2, batch=2, crop=64),
     mesh=dict(n=2, size=96, seed=71), still=dict(n=2, size=96, seed=72), photos=dict(n=1, size=96, seed=73), speed=(128, 1), worst=2, workers=1)
 
 
@@ -191,7 +191,10 @@ class Claim:
 
     def config(self, family): return TrainConfig(size=family, seed=0, threads=1, **self.s.families[family])
 
-    def family_key(self, family): return dict(config=self.s.families[family], data=self.s.data['train'], gaussians=self.s.gaussians)
+    def family_key(self, family):
+        "What decides the weights of a family: settings, data, and the network's shape."
+        shape = {k: list(v.shape) for k, v in build_model(family).state_dict().items()}
+        return dict(config=self.s.families[family], data=self.s.data['train'], gaussians=self.s.gaussians, shape=digest(shape))
 
     def run_folder(self, family, run): return self.folder/'runs'/f'{family}-{run}-{digest(self.family_key(family))}'
 
@@ -218,7 +221,7 @@ class Claim:
     def laptop(self):
         "The laptop preset against the clock: training, test pairs, photographs, and its time beside DeepFlow's; None if not measured."
         config, out = preset('laptop', **self.s.laptop), self.folder/'runs'/'laptop'
-        key = dict(config=asdict(config), data=self.s.data['train'])
+        key = dict(config=asdict(config), data=self.s.data['train'], shape=self.family_key('tiny')['shape'])
         done = self.part('laptop', 'laptop-train', key, lambda: self.train_laptop(config, out))
         if done is None or not out.exists(): return None
         key, mine = dict(weights=weights(out), code=code('model')), {'laptop': self.network(out)}
