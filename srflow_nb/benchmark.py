@@ -7,7 +7,7 @@ __all__ = ['BINS', 'edge_band', 'region_scores', 'bin_scores', 'score_pair', 'on
            'plain_table', 'bootstrap_people', 'interval_table', 'paired_interval', 'fall_interval', 'time_estimator',
            'speed_figure', 'worst_pairs', 'case_picture']
 
-# %% ../nbs/17_benchmark.ipynb #c48d76ee
+# %% ../nbs/17_benchmark.ipynb #df391ba4
 import math, sys, time
 from contextlib import contextmanager
 from typing import Callable
@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -197,7 +197,7 @@ def time_estimator(
             spent.append(1000*(time.process_time() - start))
     return float(np.median(spent[1:]))
 
-# %% ../nbs/17_benchmark.ipynb #f6c4a84e
+# %% ../nbs/17_benchmark.ipynb #0ced5209
 def speed_figure(
     points: pd.DataFrame,    # columns `ms` and `epe`; the index names the models; optional columns `low`, `high`: interval of epe
     ours: str = 'srflow',    # models whose name contains this are drawn in another colour
@@ -211,7 +211,7 @@ def speed_figure(
         if 'low' in p: ax.plot([p['ms']]*2, [p['low'], p['high']], color=colour, lw=1)
         ax.annotate(name, (p['ms'], p['epe']), xytext=(5, (4, -11)[i % 2]), textcoords='offset points', fontsize=8, color=colour)
     ax.set(xscale='log', yscale='log', xlabel='processor time of a pair on one thread [ms]', ylabel=label)
-    for axis in (ax.xaxis, ax.yaxis): axis.set_major_formatter('{x:g}'); axis.set_minor_formatter(NullFormatter())
+    for axis in (ax.xaxis, ax.yaxis): axis.set_major_locator(LogLocator(subs=(1, 2, 5))); axis.set_major_formatter('{x:g}'); axis.set_minor_formatter(NullFormatter())
     ax.margins(x=.15, y=.2); ax.spines[['top', 'right']].set_visible(False)
     return fig
 
