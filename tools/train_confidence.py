@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from sklearn.metrics import precision_recall_curve
 from tqdm import tqdm
 
 from srflow_nb.confidence import ConfidenceHead, ause, confidence_loss, fingerprint, fit_temperature, occlusion_scores, reliability, save_confidence
@@ -122,13 +123,19 @@ def rivals(head, pairs, samples):
     return dict(roundtrip=torch.cat(trips), flat=torch.cat(flats))
 
 
-def metrics(head, found, where):
+def best_threshold(hidden, occlusion):
+    "The probability from which on to call a pixel hidden: highest F1. Few pixels are hidden, so an honest probability seldom passes one half."
+    precision, recall, at = precision_recall_curve(occlusion, hidden)
+    return float(at[np.argmax((2*precision*recall/np.maximum(precision + recall, 1e-9))[:-1])])
+
+
+def metrics(head, found, where, threshold):
     "All measures of a set of pixels."
     at = where & found['error'].isfinite()
     e, s, o, h = (found[k][at].numpy() for k in ('error', 'sigma', 'occlusion', 'hidden'))
     levels = np.linspace(.05, .95, 19)
     off = np.abs(reliability(torch.from_numpy(e), torch.from_numpy(s), head.judge.tail.detach(), levels) - levels).mean()
-    hit = occlusion_scores(h, o)
+    hit = occlusion_scores(h, o, threshold)
     row = {'pixels': len(e), 'error': e.mean(), 'below_sigma': (e < s).mean(), 'calibration_error': off, 'ause': ause(e, s)}
     for name in ('roundtrip', 'flat'):
         if name in found: row[f'ause_{name}'] = ause(e, found[name][at].numpy())
@@ -158,13 +165,15 @@ def main():
     head.judge.temperature.fill_(fit_temperature(v['error'][on], v['sigma'][on]))
     found, seen = judged(head, final) | rivals(head, held[1], final), judged(head, seen) | rivals(head, shots, seen)
     everywhere = torch.ones_like(found['mask'])
-    rows = {'heads': metrics(head, found, found['mask']), 'all pixels': metrics(head, found, everywhere), 'photograph': metrics(head, seen, seen['mask'])}
+    threshold = best_threshold(v['hidden'].flatten().numpy(), v['occlusion'].flatten().numpy())
+    rows = {'heads': (found, found['mask']), 'all pixels': (found, everywhere), 'photograph': (seen, seen['mask'])}
+    rows = {k: metrics(head, *some, threshold) for k, some in rows.items()}
     name = f'srflownet-{a.model}-confidence' if not Path(a.model).is_dir() else 'confidence'
     card = dict(model=name, trunk=a.model, trunk_sha256=fingerprint(head.trunk), parameters=sum(p.numel() for p in head.parameters()), license='Apache-2.0',
                 date=datetime.now(timezone.utc).isoformat(timespec='seconds'), seed=a.seed, seconds=round(time.time() - began - rendered),
                 command=' '.join(['python', 'tools/train_confidence.py', *sys.argv[1:]]).replace(str(data), 'DIR/data').replace(str(a.work), 'DIR'),
                 data=training.manifest['config'], pairs=dict(faces=len(sources) - a.photos, photos=a.photos, validation=len(held[0]), test=len(held[1])),
-                steps=a.steps, batch=a.batch, crop=a.crop, lr=a.lr, temperature=round(head.judge.temperature.item(), 4), tail=round(head.judge.tail.item(), 3),
+                steps=a.steps, batch=a.batch, crop=a.crop, lr=a.lr, temperature=round(head.judge.temperature.item(), 4), tail=round(head.judge.tail.item(), 3), hidden_threshold=round(threshold, 4),
                 machine=f'{platform.machine()}, {a.threads} thread(s)', versions=versions(), metrics=rows)
     save_confidence(head, a.out/f'{name}.safetensors')
     with atomic_write(a.out/f'{name}.json', 'w') as f: json.dump(card, f, indent=1); f.write('\n')
