@@ -1,4 +1,5 @@
 "Promises of 14b_deploy: one ONNX file for every size, the same flow as PyTorch's; a compiled graph without breaks; clear words where a package is missing."
+# The lesson itself checks one size against ONNX Runtime; exporting takes most of a minute, so the other sizes wait for --slow.
 import sys
 
 import numpy as np
@@ -29,6 +30,7 @@ def engine(net, tmp_path_factory):
     return onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings('ignore')
 @pytest.mark.parametrize('size', [(64, 64), (96, 50), (33, 95), (17, 18)])
 def test_one_file_gives_the_same_flow_at_every_size(engine, net, frames, size):

@@ -118,7 +118,7 @@ def main():
                 versions=versions(), test_pairs=len(test), metrics=held_out, photo=on_photo)
     with atomic_write(a.out/'srflownet-tiny.safetensors') as f: f.write((run/'model.safetensors').read_bytes())
     with atomic_write(a.out/'srflownet-tiny.json', 'w') as f: json.dump(card, f, indent=1); f.write('\n')
-    people = len({n for n, _ in training.items})
+    people = len({item[0] for item in training.items})
     text = CARD.format(**card | dict(pairs=len(training), people=people, size=a.size, steps=a.steps, table=table(held_out),
                                      photo_table=table(on_photo), photo_pairs=len(photos)))
     with atomic_write(a.out/'srflownet-tiny.md', 'w') as f: f.write(text)
