@@ -166,7 +166,7 @@ def _lit(color, at, eye, positions, light, ambient, shine, gloss, out):
             for c in range(3): out[i, c] += near*light[k, c]*(color[i, c]*cos*(.4+.6*shade[i])+mirror)
     return out
 
-# %% ../nbs/11e_mesh_faces.ipynb #28de67ff
+# %% ../nbs/11e_mesh_faces.ipynb #ad18fa70
 class Mesh:
     "The shipped head without lashes (cards of hair that need transparency): what all pictures here are made of."
     def __init__(self):
@@ -175,8 +175,11 @@ class Mesh:
         self.fixed = np.concatenate([self.head.vertices, m['lips'][:, None], m['ambient'][:, None]], 1).astype(np.float32)
         self.face = np.unique(self.head.faces[np.isin(self.head.regions, [REGIONS.index(r) for r in ('skin', 'lips', 'eyelids')])])
 
-    def corners(self, vertices, camera):
-        "Projected triangles (F,3,3): u, v [px], depth [m]."
+    def corners(self,
+        vertices: Float[ndarray, "V 3"],     # [m]
+        camera: Camera,                      # who looks
+    ) -> Float[ndarray, "F 3 3"]:            # u, v [px], depth [m]
+        "Projected triangles."
         uv, depth = camera.project(torch.as_tensor(vertices, dtype=torch.float64))
         return torch.cat([uv, depth[:, None]], 1).numpy()[self.faces]
 
