@@ -298,7 +298,7 @@ INTERVALS = ('epe', 'epe_fg', 'epe_moving')
 PLACES = ('epe', 'epe_fg', 'epe_moving', 'epe_bg', *[f'epe_{r}' for r in ('skin', 'eyes', 'mouth', 'hair', 'boundary', 'visible', 'hidden')], *[f'epe_{b}' for b in BINS])
 
 
-def known(v): return None if v is None or math.isnan(v) else round(float(v), 4)
+def known(v): return None if v is None or not math.isfinite(v) else round(float(v), 4)
 
 
 def table_rows(name, scores):

@@ -170,17 +170,22 @@ def paired_interval(
     wide = _wide(scores, dict.fromkeys((a, b)), metric)
     return bootstrap_people(pd.DataFrame(dict(a=wide[a], b=wide[b])), lambda m: m[..., 0] - m[..., 1], draws, seed)
 
-# %% ../nbs/17_benchmark.ipynb #ea4bdecb
+# %% ../nbs/17_benchmark.ipynb #9bc73c28
+def _fall(means):
+    "Share by which the second mean lies below the first; unknown where the first is 0."
+    return 1 - means[..., 1]/np.where(means[..., 0] > 0, means[..., 0], np.nan)
+
+# %% ../nbs/17_benchmark.ipynb #11edc318
 def fall_interval(
     scores: pd.DataFrame,    # what `benchmark_flow` returns
     a: str, b: str,          # from which model to which
     metric: str = 'epe',     # a column
     draws: int = 2000,       # bootstrap draws
     seed: int = 0,           # of the draws
-) -> tuple[float, float, float]:  # share, .42 for 42 %, and the ends of its 95 % interval; below 0: it rises
+) -> tuple[float, float, float]:  # share, .42 for 42 %, and the ends of its 95 % interval; below 0: it rises; NaN: was 0
     "By which share the metric falls from `a` to `b`, with a bootstrap interval over people."
     wide = _wide(scores, dict.fromkeys((a, b)), metric)
-    return bootstrap_people(pd.DataFrame(dict(a=wide[a], b=wide[b])), lambda m: 1 - m[..., 1]/m[..., 0], draws, seed)
+    return bootstrap_people(pd.DataFrame(dict(a=wide[a], b=wide[b])), _fall, draws, seed)
 
 # %% ../nbs/17_benchmark.ipynb #be3c8d6f
 def time_estimator(

@@ -118,6 +118,10 @@ def test_a_fall_is_that_of_the_means():
     assert fall == .5 and low == 0. and high == pytest.approx(2/3) and fall_interval(s, 'b', 'a')[0] == -1.
 
 
+def test_nothing_falls_from_nothing():
+    assert all(math.isnan(v) for v in fall_interval(scores(zero={'x/1': 0.}, dis={'x/1': 1.}), 'zero', 'dis'))
+
+
 def test_the_interval_does_not_depend_on_the_order_of_rows():
     g = rng(0, 'rows')
     s = scores(**{m: {f'p{i}/{j}': float(g.random()) for i in range(6) for j in range(2)} for m in 'ab'})
