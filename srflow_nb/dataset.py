@@ -6,7 +6,7 @@
 __all__ = ['NOTE', 'LOCK', 'BYTES', 'PACKED', 'EXTRAS', 'AU_NUMBERS', 'sequence_plan', 'write_sequence', 'is_complete',
            'finish_sequence', 'bytes_needed', 'make_dataset', 'command_for', 'FlowDataset']
 
-# %% ../nbs/11_dataset.ipynb #f2550787
+# %% ../nbs/11_dataset.ipynb #f7b85698
 import errno, json, math, os, shutil, sys
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -21,7 +21,7 @@ from .avatar import LABELS
 from .core import InputError, atomic_write, check_name, remove_unfinished, threads
 from .head import ACTION_UNITS
 from .layout import KINDS, annotation_path, dataset_pairs, file_entry, frame_files, load_annotation, make_annotation, read_annotation
-from .layout import read_kind, read_manifest, verify_dataset, write_annotation, write_frame, write_manifest
+from .layout import read_kind, read_manifest, write_annotation, write_frame, write_manifest
 from .scene import DatasetConfig, Scene, check_config
 
 # %% ../nbs/11_dataset.ipynb #d3b7403d
