@@ -189,7 +189,7 @@ class Claim:
 
     # ---- networks ------------------------------------------------------------------------------------------------
 
-    def config(self, family): return TrainConfig(size=family, seed=0, threads=1, **self.s.families[family])
+    def config(self, family): return TrainConfig(size=family, seed=0, **self.s.families[family])
 
     def family_key(self, family):
         "What decides the weights of a family: settings, data, and the network's shape."
