@@ -37,10 +37,10 @@ class OnePair:
 
 
 def test_training_lowers_the_loss(tmp_path):
-    config = TrainConfig(steps=24, batch=2, crop=48, warmup=4, save_every=24, log_every=4, noise=0., warped=0., still=0.)
+    config = TrainConfig(steps=40, batch=2, crop=48, warmup=4, save_every=40, log_every=5, noise=0., warped=0., still=0.)
     log = train(config, OnePair(), tmp_path, progress=False)
     assert log['loss'][-1] < .8*log['loss'][0] and log['epe'][-1] < log['epe'][0]
-    assert (tmp_path/'model.safetensors').exists() and json.loads((tmp_path/'train.json').read_text())['config']['steps'] == 24
+    assert (tmp_path/'model.safetensors').exists() and json.loads((tmp_path/'train.json').read_text())['config']['steps'] == 40
 
 
 def test_kill_between_log_and_checkpoint_loses_no_line(tmp_path, monkeypatch):
