@@ -34,9 +34,9 @@ from torch.utils.data import ConcatDataset, Dataset
 from _common import RESULTS, bar, write
 
 import srflow_nb
-from srflow_nb.benchmark import (BINS, bootstrap_people, benchmark_flow, benchmark_table, case_picture, fall_interval, interval_table,
+from srflow_nb.benchmark import (BINS, benchmark_flow, benchmark_table, case_picture, fall_interval, interval_table,
                                  one_thread, time_estimator, worst_pairs)
-from srflow_nb.core import atomic_write, data_path, rng
+from srflow_nb.core import atomic_write, data_path
 from srflow_nb.dataset import FlowDataset, make_dataset
 from srflow_nb.estimators import get_estimator, network_flow
 from srflow_nb.families import build_model, load_model

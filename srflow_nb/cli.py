@@ -203,28 +203,31 @@ def export(
     shards = [p for p in out.rglob('*.tar')]
     report(dict(written=str(out), shards=len(shards), megabytes=sum(p.stat().st_size for p in shards)/1e6, uploaded=upload), json_file)
 
-# %% ../nbs/24_cli.ipynb #34bcc166
+# %% ../nbs/24_cli.ipynb #698585b4
 @app.command()
 def train(
     data: Annotated[Path, typer.Option(help='Folder of a data set made by make-data.')],
-    out: Annotated[Path, typer.Option(help='Folder of the run: log, checkpoints, weights.')],
-    model: Annotated[str, typer.Option(help='Size of SRFlowNet.')] = 'tiny',
+    out: Annotated[Path, typer.Option(help='Folder of the run: log, checkpoints, best and last weights.')],
+    model: Annotated[str, typer.Option(help='Network: tiny or base (SRFlowNet), raft_small, pwc.')] = 'tiny',
     preset: Annotated[str, typer.Option(help='How long and how large: quick, laptop or gpu.')] = 'quick',
     steps: Annotated[Optional[int], typer.Option(help="Training steps; default: the preset's.", min=1)] = None,
+    validate: Annotated[bool, typer.Option(help='Measure on held-out people at each checkpoint and keep the best weights in OUT/best.')] = True,
+    log: Annotated[str, typer.Option(help="csv, or tensorboard for both.")] = 'csv',
+    threads: Annotated[int, typer.Option(help='Workers on a CPU, 0: one a core; changes the time and not one bit.', min=0)] = 0,
     seed: Seed = 0,
     json_file: Json = None,
 ):
-    "Train SRFlowNet on a data set; started again with the same --out it goes on where it stopped."
+    "Train a network on a data set; started again with the same --out it goes on where it stopped."
     from dataclasses import replace
     from srflow_nb.dataset import FlowDataset
     from srflow_nb.train import preset as preset_named, train as train_model
-    config = preset_named(preset, size=model, seed=seed, **({} if steps is None else dict(steps=steps)))
-    pairs = FlowDataset(data)
+    config = preset_named(preset, size=model, seed=seed, threads=threads, **({} if steps is None else dict(steps=steps)))
+    pairs, held_out = FlowDataset(data), FlowDataset(data, 'test')
     config = replace(config, crop=min(config.crop, pairs.side//4*4))
     start = time.perf_counter()
-    log = train_model(config, pairs, out)
+    history = train_model(config, pairs, out, val=held_out if validate and len(held_out) else None, log=log)
     seconds = time.perf_counter() - start
-    last = {k: v[-1] for k, v in log.items() if v[-1] == v[-1]}      # NaN: not measured in this run
+    last = {k: v[-1] for k, v in history.items() if v[-1] == v[-1]}      # NaN: not measured in this run
     report(dict(written=str(out), pairs=len(pairs), seconds=seconds) | last | dict(steps=config.steps), json_file)
 
 # %% ../nbs/24_cli.ipynb #edebb996
