@@ -6,7 +6,7 @@
 __all__ = ['UPDATES', 'ResidualBlock', 'Encoder', 'correlation_volume', 'correlation_pyramid', 'hats', 'places', 'lookup',
            'ConvGRU', 'SuperKernel', 'depthwise', 'MotionEncoder', 'SuperKernelUpdate', 'GlobalMotion',
            'convex_upsample', 'smooth_filters', 'PatchEncoder', 'fetch', 'newton_steps', 'soft_unit', 'start_gently',
-           'UpdateBlock', 'Comparison', 'AllPairsFlow']
+           'UpdateBlock', 'Comparison', 'look', 'AllPairsFlow']
 
 # %% ../nbs/13b_all_pairs.ipynb #65321321
 import math
@@ -392,22 +392,33 @@ class Comparison(nn.Module):
         memory, context = about[:, :self.memory], about[:, self.memory:]
         return correlation_pyramid(correlation_volume(first, second), self.levels), scaled, memory.tanh(), context.relu()
 
-# %% ../nbs/13b_all_pairs.ipynb #fa7386be
+# %% ../nbs/13b_all_pairs.ipynb #f2000e0b
+def look(
+    pyramid: list,                            # from `correlation_pyramid`
+    features: tuple,                          # of frames 1 and 2, for `newton_steps`
+    flow: Float[Tensor, "B 2 h w"],           # current flow [places]
+    radius: int,                              # reach of the lookup
+    windows: tuple=(),                        # of closed-form steps [places]
+) -> tuple:                                   # all that is seen (B,M,h,w); closed-form steps (B,n,2,h,w), or None
+    "Look up matches around the current flow, and work out closed-form steps where they are wanted."
+    matches = lookup(pyramid, flow, radius)
+    if not windows: return matches, None
+    steps, texture = newton_steps(features[0], fetch(features[1], flow), windows)
+    return torch.cat([matches, steps.flatten(1, 2), texture], 1), steps
+
+# %% ../nbs/13b_all_pairs.ipynb #19abeccb
 class AllPairsFlow(nn.Module):
     "Optical flow from all-pairs correlation: RAFT with update='gru', SKFlow with update='super_kernel'."
     def __init__(self,
         channels: int=128,                    # features that are compared
-        hidden: int=96,                       # channels of the memory
-        context: int=64,                      # channels that say what a place is
-        levels: int=4,                        # of the correlation pyramid
-        radius: int=3,                        # reach of the lookup on each level
+        hidden: int=96, context: int=64,      # channels of the memory; channels that say what a place is
+        levels: int=4, radius: int=3,         # of the correlation pyramid; reach of the lookup on each level
         update: str='gru',                    # one of `UPDATES`
         iters: int=12,                        # looks, where nobody says otherwise
         widths: tuple=(32, 64, 96),           # stages of the encoders; a single one makes a `PatchEncoder`
         strides: tuple=(2, 1, 2, 2),          # of their first convolution and stages; the product is the coarseness
         motion: tuple=(96, 64, 64, 32, 80),   # widths of the `MotionEncoder`
-        cosine: bool=True,                    # compare directions of features only
-        shared: bool=False,                   # context from the same encoder: half the work
+        cosine: bool=True, shared: bool=False,  # compare directions of features only; context from the same encoder: half the work
         newton: tuple=(),                     # windows of closed-form steps [places], e.g. (5, 9)
         **update_options,                     # kernels, strips, alike: see `UpdateBlock`
     ):
@@ -418,16 +429,6 @@ class AllPairsFlow(nn.Module):
         self.update = UpdateBlock(levels*(2*radius + 1)**2, hidden, context, motion, update, newton=len(newton), **update_options)
         self.neighbours = nn.Sequential(nn.Conv2d(hidden, 2*hidden, 3, padding=1), nn.ReLU(), nn.Conv2d(2*hidden, 9*self.coarse**2, 1))
         start_gently(self.update.head, self.neighbours)
-    def look(self,
-        pyramid: list,                        # from `Comparison`
-        features: tuple,                      # of frames 1 and 2
-        flow: Float[Tensor, "B 2 h w"],       # current flow [places]
-    ) -> tuple:                               # all that is seen (B,M,h,w); closed-form steps (B,n,2,h,w), or 0
-        "Look up matches around the current flow, and work out closed-form steps where they are wanted."
-        matches = lookup(pyramid, flow, self.radius)
-        if not self.newton: return matches, 0.
-        steps, texture = newton_steps(features[0], fetch(features[1], flow), self.newton)
-        return torch.cat([matches, steps.flatten(1, 2), texture], 1), steps
     def flows(self,
         frame1: Float[Tensor, "B 3 H W"],     # RGB in [0,1], any height and width
         frame2: Float[Tensor, "B 3 H W"],     # RGB in [0,1]
@@ -444,7 +445,7 @@ class AllPairsFlow(nn.Module):
         found = []
         for _ in range(self.iters if iters is None else iters):
             flow = flow.detach()
-            seen, steps = self.look(pyramid, features, flow)
+            seen, steps = look(pyramid, features, flow, self.radius, self.newton)
             hidden, move = self.update(hidden, context, seen, flow, attention)
             flow = flow + move[:, :2]
             if self.newton: flow = flow + (move[:, 2:, None]*steps).sum(1)
