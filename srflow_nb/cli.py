@@ -203,7 +203,7 @@ def export(
     shards = [p for p in out.rglob('*.tar')]
     report(dict(written=str(out), shards=len(shards), megabytes=sum(p.stat().st_size for p in shards)/1e6, uploaded=upload), json_file)
 
-# %% ../nbs/24_cli.ipynb #698585b4
+# %% ../nbs/24_cli.ipynb #652b7ad0
 @app.command()
 def train(
     data: Annotated[Path, typer.Option(help='Folder of a data set made by make-data.')],
@@ -214,6 +214,7 @@ def train(
     validate: Annotated[bool, typer.Option(help='Measure on held-out people at each checkpoint and keep the best weights in OUT/best.')] = True,
     log: Annotated[str, typer.Option(help="csv, or tensorboard for both.")] = 'csv',
     threads: Annotated[int, typer.Option(help='Workers on a CPU, 0: one a core; changes the time and not one bit.', min=0)] = 0,
+    mixed_precision: Annotated[str, typer.Option(help='Arithmetic of the network: no (float32) or bf16.')] = 'no',
     seed: Seed = 0,
     json_file: Json = None,
 ):
@@ -221,7 +222,7 @@ def train(
     from dataclasses import replace
     from srflow_nb.dataset import FlowDataset
     from srflow_nb.train import preset as preset_named, train as train_model
-    config = preset_named(preset, size=model, seed=seed, threads=threads, **({} if steps is None else dict(steps=steps)))
+    config = preset_named(preset, size=model, seed=seed, threads=threads, mixed_precision=mixed_precision, **({} if steps is None else dict(steps=steps)))
     pairs, held_out = FlowDataset(data), FlowDataset(data, 'test')
     config = replace(config, crop=min(config.crop, pairs.side//4*4))
     start = time.perf_counter()

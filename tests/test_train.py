@@ -16,8 +16,7 @@ from safetensors.torch import load_file
 from srflow_nb.augment import MixedDataset
 from srflow_nb.core import InputError
 from srflow_nb.model import SRFlowNet
-from srflow_nb.train import (PRESETS, TrainConfig, batches, learning_rate, make_sample, preset, random_warp, read_log,
-                             stack, train)
+from srflow_nb.train import (PRESETS, TrainConfig, batches, learning_rate, make_sample, preset, train)
 from srflow_nb.warps import WarpDataset, photo, sample_at
 
 SMALL = dict(steps=6, batch=2, crop=32, warmup=2, save_every=2, log_every=1)
