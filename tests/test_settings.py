@@ -10,7 +10,7 @@ try: import tomllib
 except ImportError: import tomli as tomllib
 
 REQUIREMENTS = {'requirements': None, 'dev_requirements': 'dev', 'notebooks_requirements': 'notebooks', 'dask_requirements': 'dask',
-                'web_requirements': 'web', 'onnx_requirements': 'onnx', 'bench_requirements': 'bench'}
+                'web_requirements': 'web', 'onnx_requirements': 'onnx', 'tensorboard_requirements': 'tensorboard', 'bench_requirements': 'bench'}
 
 
 @pytest.fixture(scope='module')
