@@ -406,15 +406,14 @@ def look(
     steps, texture = newton_steps(features[0], fetch(features[1], flow), windows)
     return torch.cat([matches, steps.flatten(1, 2), texture], 1), steps
 
-# %% ../nbs/13b_all_pairs.ipynb #19abeccb
+# %% ../nbs/13b_all_pairs.ipynb #932578bb
 class AllPairsFlow(nn.Module):
     "Optical flow from all-pairs correlation: RAFT with update='gru', SKFlow with update='super_kernel'."
     def __init__(self,
         channels: int=128,                    # features that are compared
         hidden: int=96, context: int=64,      # channels of the memory; channels that say what a place is
         levels: int=4, radius: int=3,         # of the correlation pyramid; reach of the lookup on each level
-        update: str='gru',                    # one of `UPDATES`
-        iters: int=12,                        # looks, where nobody says otherwise
+        update: str='gru', iters: int=12,     # one of `UPDATES`; looks, where nobody says otherwise
         widths: tuple=(32, 64, 96),           # stages of the encoders; a single one makes a `PatchEncoder`
         strides: tuple=(2, 1, 2, 2),          # of their first convolution and stages; the product is the coarseness
         motion: tuple=(96, 64, 64, 32, 80),   # widths of the `MotionEncoder`
@@ -439,10 +438,9 @@ class AllPairsFlow(nn.Module):
         h, w = frame1.shape[-2:]
         pad = lambda x: F.pad(x, (0, -w % self.whole, 0, -h % self.whole), mode='replicate')
         pyramid, features, hidden, context = self.compare(pad(2*frame1 - 1), pad(2*frame2 - 1))
-        flow = torch.zeros_like(hidden[:, :2], dtype=torch.float32)
+        flow, found = torch.zeros_like(hidden[:, :2], dtype=torch.float32), []
         if init_flow is not None: flow = F.avg_pool2d(pad(init_flow.float()), self.coarse)/self.coarse
         attention = self.update.alike.attention(context) if self.update.alike is not None else None
-        found = []
         for _ in range(self.iters if iters is None else iters):
             flow = flow.detach()
             seen, steps = look(pyramid, features, flow, self.radius, self.newton)

@@ -137,22 +137,23 @@ def test_cost_volume_finds_a_shift():
     assert (best == (3 - 1)*7 + 3 + 2).all()
 
 
-@pytest.mark.parametrize('name', OURS)
-def test_flow_as_onnx_is_the_same_flow(tmp_path, name):
+@pytest.mark.parametrize('name', ['raft_small'])      # 'pwc' passes too, but takes minutes: each of its 147 shifts is a symbolic slice
+def test_flow_as_onnx_is_the_same_flow(name):
     onnxruntime = pytest.importorskip('onnxruntime'); pytest.importorskip('onnxscript')
-    class Estimate(torch.nn.Module):
+    class Once(torch.nn.Module):
+        "One round from a given flow: all operations of the network, exported in a quarter of the time."
         def __init__(self, net): super().__init__(); self.net = net
-        def forward(self, frame1, frame2): return self.net.refine(frame1, frame2)[0][-1]
-    net, any_size = Estimate(built(name)).eval(), {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
+        def forward(self, frame1, frame2, init_flow): return self.net.refine(frame1, frame2, init_flow, 1)[0][-1]
+    def inputs(height, width): return torch.rand(1, 3, height, width), torch.rand(1, 3, height, width), 3*torch.randn(1, 2, height, width)
+    net, any_size, names = Once(built(name)).eval(), {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}, ['frame1', 'frame2', 'init_flow']
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter('ignore')
-        program = torch.onnx.export(net, (torch.rand(1, 3, 64, 96), torch.rand(1, 3, 64, 96)), dynamo=True, dynamic_shapes=(any_size, any_size),
-                                    verbose=False, input_names=['frame1', 'frame2'], output_names=['flow'])
+        program = torch.onnx.export(net, inputs(64, 96), dynamo=True, dynamic_shapes=(any_size,)*3, verbose=False, input_names=names, output_names=['flow'])
     engine = onnxruntime.InferenceSession(program.model_proto.SerializeToString(), providers=['CPUExecutionProvider'])
     for size in ((64, 96), (75, 50)):
-        a, b = torch.rand(1, 3, *size), torch.rand(1, 3, *size)
-        there = engine.run(None, dict(frame1=a.numpy(), frame2=b.numpy()))[0]
-        with torch.no_grad(): here = net(a, b).numpy()
+        given = inputs(*size)
+        there = engine.run(None, {n: x.numpy() for n, x in zip(names, given)})[0]
+        with torch.no_grad(): here = net(*given).numpy()
         assert there.shape == here.shape and np.abs(there - here).max() < 1e-3*max(1., np.abs(here).max())
 
 
