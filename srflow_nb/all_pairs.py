@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UPDATES', 'ResidualBlock', 'Encoder', 'correlation_volume', 'correlation_pyramid', 'hats', 'places', 'lookup',
            'ConvGRU', 'SuperKernel', 'depthwise', 'MotionEncoder', 'SuperKernelUpdate', 'GlobalMotion',
-           'convex_upsample', 'smooth_filters', 'PatchEncoder', 'fetch', 'newton_steps', 'soft_unit', 'start_gently',
+           'convex_upsample', 'smooth_filters', 'PatchEncoder', 'warp', 'newton_steps', 'soft_unit', 'start_gently',
            'UpdateBlock', 'Comparison', 'look', 'AllPairsFlow']
 
 # %% ../nbs/13b_all_pairs.ipynb #65321321
@@ -273,8 +273,8 @@ class PatchEncoder(nn.Module):
         x = self.norm(self.filters(picture))
         return self.out(x + self.more(x))
 
-# %% ../nbs/13b_all_pairs.ipynb #5a2ab061
-def fetch(
+# %% ../nbs/13b_all_pairs.ipynb #68c9ef89
+def warp(
     maps: Float[Tensor, "B C h w"],           # of frame 2
     flow: Float[Tensor, "B 2 h w"],           # where each place went [places]
 ) -> Float[Tensor, "B C h w"]:                # maps(x + flow(x)), bilinear, border values outside
@@ -392,7 +392,7 @@ class Comparison(nn.Module):
         memory, context = about[:, :self.memory], about[:, self.memory:]
         return correlation_pyramid(correlation_volume(first, second), self.levels), scaled, memory.tanh(), context.relu()
 
-# %% ../nbs/13b_all_pairs.ipynb #f2000e0b
+# %% ../nbs/13b_all_pairs.ipynb #f2056894
 def look(
     pyramid: list,                            # from `correlation_pyramid`
     features: tuple,                          # of frames 1 and 2, for `newton_steps`
@@ -403,7 +403,7 @@ def look(
     "Look up matches around the current flow, and work out closed-form steps where they are wanted."
     matches = lookup(pyramid, flow, radius)
     if not windows: return matches, None
-    steps, texture = newton_steps(features[0], fetch(features[1], flow), windows)
+    steps, texture = newton_steps(features[0], warp(features[1], flow), windows)
     return torch.cat([matches, steps.flatten(1, 2), texture], 1), steps
 
 # %% ../nbs/13b_all_pairs.ipynb #932578bb

@@ -7,7 +7,7 @@ __all__ = ['CLUES', 'COVER', 'FLOOR', 'crowding', 'beyond', 'clues', 'share_belo
            'ConfidenceHead', 'confidence_loss', 'save_confidence', 'load_confidence', 'sparsification', 'ause',
            'reliability', 'fit_temperature', 'occlusion_scores']
 
-# %% ../nbs/14d_confidence.ipynb #d2bc17b5
+# %% ../nbs/14d_confidence.ipynb #be68c99e
 import hashlib
 from pathlib import Path
 
@@ -21,8 +21,9 @@ from safetensors.torch import load_file, save
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support
 from torch import Tensor, nn
 
+from .all_pairs import warp
 from .core import InputError, atomic_write, data_path
-from .model import SRFlowNet, box_mean, central_gradient, check_frames, lucas_kanade, warp
+from .model import SRFlowNet, box_mean, central_gradient, check_frames, lucas_kanade
 
 # %% ../nbs/14d_confidence.ipynb #28b5f557
 def crowding(

@@ -6,7 +6,7 @@
 __all__ = ['MODELS', 'check_start', 'Family', 'RaftConfig', 'RaftSmall', 'cost_volume', 'picture_pyramid', 'PWCConfig', 'Decoder',
            'pad_to', 'enlarge', 'PWCNet', 'build_model', 'stored_size', 'load_model']
 
-# %% ../nbs/14c_families.ipynb #b5e0b3be
+# %% ../nbs/14c_families.ipynb #37785e12
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .all_pairs import AllPairsFlow, PatchEncoder, convex_upsample, fetch, newton_steps, soft_unit, start_gently
+from .all_pairs import AllPairsFlow, PatchEncoder, convex_upsample, newton_steps, soft_unit, start_gently, warp
 from .core import InputError, check_name
 from .model import SIZES, Pretrained, SRFlowNet, check_frames
 from .model import load_model as load_srflownet
@@ -132,7 +132,7 @@ class PWCConfig:
     decoder: tuple=(64, 48, 32)          # channels of its layers; the last is the memory
     iters: int=1                         # rounds of warping and searching on each level
 
-# %% ../nbs/14c_families.ipynb #ac888bb6
+# %% ../nbs/14c_families.ipynb #1d94390e
 class Decoder(nn.Module):
     "Matches to a correction of the flow, the same on every level."
     def __init__(self,
@@ -151,7 +151,7 @@ class Decoder(nn.Module):
         memory: Float[Tensor, "B M h w"],    # what it found before
     ) -> tuple:                              # flow (B,2,h,w) [places], memory
         "Warp, search, correct."
-        warped = fetch(second, flow)
+        warped = warp(second, flow)
         matches = self.temperature.exp()*cost_volume(first, warped, self.radius)
         steps, texture = newton_steps(first, warped, self.windows)
         memory = self.layers(torch.cat([matches, steps.flatten(1, 2), texture, first, first - warped, flow, memory], 1))

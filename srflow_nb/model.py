@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['LUMA', 'AROUND', 'OPEN', 'CAREFUL', 'SKFLOW', 'SIZES', 'pyramid', 'resize_flow', 'variational_flow',
-           'classical_start', 'warp', 'box_mean', 'central_gradient', 'lucas_kanade', 'Pointwise', 'SuperKernelBlock',
-           'Ladder', 'proposals', 'changed', 'measure', 'RefineStep', 'open_share', 'Pretrained', 'ModelConfig',
-           'check_frames', 'repair', 'given_or_classical', 'SRFlowNet', 'load_model']
+           'classical_start', 'box_mean', 'central_gradient', 'lucas_kanade', 'Pointwise', 'SuperKernelBlock', 'Ladder',
+           'proposals', 'changed', 'measure', 'RefineStep', 'open_share', 'Pretrained', 'ModelConfig', 'check_frames',
+           'repair', 'given_or_classical', 'SRFlowNet', 'load_model']
 
-# %% ../nbs/14_model.ipynb #686b7bb1
+# %% ../nbs/14_model.ipynb #db8c7c50
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ from numpy import ndarray
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from .all_pairs import AllPairsFlow
+from .all_pairs import AllPairsFlow, warp
 from .core import InputError, atomic_write, check_name, data_path
 
 # %% ../nbs/14_model.ipynb #2f39b318
@@ -80,18 +80,6 @@ def classical_start(
     grey = [(f.detach().float().cpu()*255*torch.tensor(LUMA).view(3, 1, 1)).sum(1).numpy() for f in (frame1, frame2)]
     flows = [variational_flow(a, b) for a, b in zip(*grey)]
     return torch.from_numpy(np.stack(flows)).permute(0, 3, 1, 2).contiguous().to(frame1.device)
-
-# %% ../nbs/14_model.ipynb #8ae8cae4
-def warp(
-    image: Float[Tensor, "B C H W"],   # picture to look into
-    flow: Float[Tensor, "B 2 H W"],    # where to look, relative to each pixel [px]
-) -> Float[Tensor, "B C H W"]:         # image(x + flow(x)), bilinear, border colours outside
-    "Look a picture up along a flow."
-    h, w = flow.shape[-2:]
-    x = torch.arange(w, device=flow.device, dtype=flow.dtype) + .5
-    y = torch.arange(h, device=flow.device, dtype=flow.dtype)[:, None] + .5
-    grid = torch.stack([(x + flow[:, 0])*(2/w) - 1, (y + flow[:, 1])*(2/h) - 1], -1)
-    return F.grid_sample(image, grid.to(image.dtype), padding_mode='border', align_corners=False)
 
 # %% ../nbs/14_model.ipynb #91efebab
 def box_mean(
@@ -373,7 +361,7 @@ class SRFlowNet(nn.Module, Pretrained):
         "Flow from frame 1 to frame 2 after each repair."
         return self.refine(frame1, frame2, given_or_classical(init_flow, frame1, frame2, self.needs_start), iters)[0]
 
-# %% ../nbs/14_model.ipynb #3e0d1971
+# %% ../nbs/14_model.ipynb #ce4bca24
 @torch.no_grad()
 def _estimate(self: SRFlowNet,
     frame1: Float[Tensor, "B 3 H W"],     # RGB in [0,1], any height and width
@@ -382,6 +370,9 @@ def _estimate(self: SRFlowNet,
     "Flow from frame 1 to frame 2, without gradients."
     return self(frame1, frame2)[-1]
 
+SRFlowNet.estimate = _estimate
+
+# %% ../nbs/14_model.ipynb #d07a7116
 def _features(self: SRFlowNet,
     frame1: Float[Tensor, "B 3 H W"],     # RGB in [0,1], any height and width
     frame2: Float[Tensor, "B 3 H W"],     # RGB in [0,1]
@@ -393,7 +384,7 @@ def _features(self: SRFlowNet,
     flows, _, features = repair(self.step, frame1, frame2, start, self.config.iters)
     return flows[-1], features
 
-SRFlowNet.estimate, SRFlowNet.features = _estimate, _features
+SRFlowNet.features = _features
 
 # %% ../nbs/14_model.ipynb #3c2389c9
 def load_model(

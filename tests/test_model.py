@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 
+from srflow_nb.all_pairs import warp
 from srflow_nb.core import InputError
-from srflow_nb.model import OPEN, SIZES, SRFlowNet, box_mean, classical_start, lucas_kanade, open_share, proposals, resize_flow, warp
+from srflow_nb.model import OPEN, SIZES, SRFlowNet, box_mean, classical_start, lucas_kanade, open_share, proposals, resize_flow
 from srflow_nb.warps import photo, photo_pairs
 
 
