@@ -86,7 +86,7 @@ def _hue(image, shift):
     hsv[..., 0] = (hsv[..., 0] + 360*shift) % 360
     return torch.from_numpy(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)).permute(2, 0, 1)
 
-# %% ../nbs/11c_augment.ipynb #bb65170e
+# %% ../nbs/11c_augment.ipynb #99e076cc
 def jitter_color(
     image: Float[torch.Tensor, "3 H W"],  # RGB in [0,1]
     g: np.random.Generator,               # where randomness comes from
@@ -95,7 +95,7 @@ def jitter_color(
     "Another camera, another lamp: change brightness, contrast, saturation and hue at random, in random order."
     factors = [*(g.uniform(max(0, 1 - s), 1 + s) for s in strength[:3]), g.uniform(-strength[3], strength[3])]
     for i in g.permutation(4):
-        if i == 3: image = _hue(image, factors[3]); continue
+        if i == 3: image = _hue(image, factors[3]) if factors[3] else image; continue
         grey = (image*_GREY).sum(0, keepdim=True) if i else torch.zeros(1)
         other = float(grey.numpy().mean(dtype=np.float64)) if i == 1 else grey       # torch's mean depends on the number of threads
         image = (other + float(factors[i])*(image - other)).clamp(0, 1)

@@ -4,22 +4,20 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'check_start', 'Family', 'RaftConfig', 'RaftSmall', 'cost_volume', 'picture_pyramid', 'PWCConfig', 'Decoder',
-           'pad_to', 'enlarge', 'PWCNet', 'build_model', 'stored_size', 'load_model']
+           'pad_to', 'enlarge', 'PWCNet', 'build_model', 'load_model']
 
-# %% ../nbs/14c_families.ipynb #37785e12
-import json
+# %% ../nbs/14c_families.ipynb #bc6fd5b4
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .all_pairs import AllPairsFlow, PatchEncoder, convex_upsample, newton_steps, soft_unit, start_gently, warp
 from .core import InputError, check_name
-from .model import SIZES, Pretrained, SRFlowNet, check_frames
+from .model import SIZES, Pretrained, SRFlowNet, check_frames, fill, stored_size
 from .model import load_model as load_srflownet
 
 # %% ../nbs/14c_families.ipynb #cca7870e
@@ -217,22 +215,11 @@ def build_model(
     "An untrained network by name."
     return MODELS[check_name(name, MODELS, 'model')](name)
 
-# %% ../nbs/14c_families.ipynb #dca66b52
-def stored_size(
-    config: Path,                        # config.json, as written by `save_pretrained`
-) -> str:                                # name of the model
-    "Which model a folder holds."
-    try: return json.loads(config.read_text())['size']
-    except (ValueError, KeyError, TypeError) as e: raise InputError(f"{config}: expected JSON with a field 'size'") from e
-
-# %% ../nbs/14c_families.ipynb #39a6e432
+# %% ../nbs/14c_families.ipynb #bad83156
 def load_model(
     name: str|Path,                      # name of shipped weights, or a folder written by `save_pretrained`
 ) -> nn.Module:                          # in evaluation mode
     "A trained network of any family."
     config, weights = Path(name)/'config.json', Path(name)/'model.safetensors'
     if not (config.exists() and weights.exists()): return load_srflownet(name)      # knows shipped names, says what is missing
-    net = build_model(stored_size(config))
-    try: net.load_state_dict(load_file(weights))
-    except Exception as e: raise InputError(f'{weights}: not the weights of {net.config.size!r}: {str(e).splitlines()[0]}') from e
-    return net.eval()
+    return fill(build_model(stored_size(config)), weights)

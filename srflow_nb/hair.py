@@ -426,13 +426,13 @@ def _knot(a, style, head, rest, normals, shell, n, seed):
     c.color *= (.5+.5*roots.u[:, 2:3]); c.width = np.full(count, np.clip(2*(.012 if style.knot == 'bun' else .03)/(2.2*c.lengths().sum()), 4e-5, .003))
     return c, np.full(count, max(2, n//count))
 
-# %% ../nbs/05c_hair.ipynb #acfad750
+# %% ../nbs/05c_hair.ipynb #8119ca59
 def _scalp_and_knot(a, style, head, rest, normals, n, seed):
     "Scalp hair, and what is tied from it."
     scalp = rest[head.masks['scalp'] > .5]; low, high = scalp.min(0), scalp.max(0)
     centre = np.array([(low[0]+high[0])/2, high[1]-(high[0]-low[0])/2, (low[2]+high[2])/2])
     shell = Shell(rest, head.faces[np.isin(head.regions, [REGIONS.index(r) for r in ('skin', 'lips', 'ears', 'scalp', 'neck')])], centre)
-    knot = int(n*dict(bun=.22, tail=.35).get(style.knot, 0.)); tied = [_knot(a, style, head, rest, normals, shell, knot, seed)] if knot else []
+    knot = int(n*dict(bun=.22, tail=.35).get(style.knot, 0.)); tied = [_knot(a, style, head, rest, normals, shell, knot, seed)] if knot >= 24 else []   # a dozen strands of two
     return _scalp(a, style, head, rest, normals, shell, n-sum(int(m.sum()) for _, m in tied), seed)+tied
 
 # %% ../nbs/05c_hair.ipynb #ecc18187
@@ -522,7 +522,7 @@ def _budget(a, style, n):
     brow, lash = int(min(.13*n, 6000)), int(min(.07*n, 1800)); beard = int(n*(.12+.26*soft_step(a.beard, .02, .6))) if a.beard > .02 else 0
     return dict(scalp=0 if style.length == 0 else n-brow-lash-beard, brow=brow, lash=int(lash*np.clip(a.lashes, 0, 1.5)), beard=beard)
 
-# %% ../nbs/05c_hair.ipynb #2a568231
+# %% ../nbs/05c_hair.ipynb #2f60944e
 def grow(
     head: Head,                            # whose surface
     rest: Float[np.ndarray, "V 3"],        # this person at rest [m]
@@ -541,7 +541,8 @@ def grow(
     share = _budget(appearance, style, n)
     parts = _brows(appearance, head, rest, normals, share['brow'], seed)+_lashes(appearance, head, rest, share['lash'], seed)
     if share['beard']: parts += _beard(appearance, sort, head, rest, normals, share['beard'], seed)
-    if share['scalp']: parts = _scalp_and_knot(appearance, style, head, rest, normals, n-sum(int(m.sum()) for _, m in parts), seed)+parts
+    left = n-sum(int(m.sum()) for _, m in parts)           # with a hundred Gaussians, brows, lashes and beard may want them all
+    if share['scalp'] and left > 20: parts = _scalp_and_knot(appearance, style, head, rest, normals, left, seed)+parts
     return _join(parts)
 
 # %% ../nbs/05c_hair.ipynb #a9137df8

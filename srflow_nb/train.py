@@ -67,10 +67,10 @@ class TrainConfig:
         if not 0 <= self.ema < 1: raise InputError(f'TrainConfig: ema is {self.ema}; expected a number from 0 to below 1')
         check_name(self.mixed_precision, ('no', 'bf16'), 'mixed precision')
 
-# %% ../nbs/16_train.ipynb #bd1117c7
-RECIPE = dict(lr=2e-3, ema=.998, gate=.5, noise=4., loss=dict(tv=0., flow_difference=0.),
-              augment=dict(zoom_chance=.5, scale=[-.3, .5], color=[.3, .2, .3, 0.]))
-PRESETS = dict(quick=dict(steps=120, ema=.95), laptop=dict(steps=1500, crop=192, warmup=50, save_every=100),
+# %% ../nbs/16_train.ipynb #22998abb
+RECIPE = dict(lr=2e-3, warmup=50, ema=.998, gate=1., warped=.05, noise=4., loss=dict(tv=0., flow_difference=0.),
+              augment=dict(zoom_chance=1., scale=[-.75, .3], color=[.3, .2, .3, 0.]))
+PRESETS = dict(quick=dict(steps=120, warmup=10, ema=.95), laptop=dict(steps=2500, crop=192, save_every=100),
                gpu=dict(steps=30000, batch=16, crop=320, lr=1e-3, warmup=500, ema=.999, save_every=500))
 
 # %% ../nbs/16_train.ipynb #798ab493
@@ -138,7 +138,7 @@ def stack(
     "Put samples on top of each other."
     return {k: torch.stack([s[k] for s in samples]) for k in samples[0]}
 
-# %% ../nbs/16_train.ipynb #4dfaa8d8
+# %% ../nbs/16_train.ipynb #eb09baab
 class Objective(nn.Module):
     "A network together with what it is trained for."
     def __init__(self,
@@ -150,15 +150,15 @@ class Objective(nn.Module):
     def judge(self,
         flows: list,                     # refinements of one sample (1,2,H,W) [px]
         gates: list,                     # its static-gate logits (1,1,H,W), if the network has a gate
-        true: dict,                      # the sample: flow, valid, mask (1,...)
+        true: dict,                      # the sample: flow, valid, mask (1,...); frame1, if its edges shall excuse something
     ) -> dict:                           # name -> value: `loss`, with its gradient, its terms and the error `epe` [px], detached
         "Flow loss plus the gate's cross-entropy, over all repairs of a sample."
-        total, terms = self.loss(flows, true['flow'], valid=true['valid'], static=~true['mask'])
+        total, terms = self.loss(flows, true['flow'], valid=true['valid'], static=~true['mask'], image=true.get('frame1'))
         if gates:
             moving = true['mask'][:, None].float()
             gate = sum(F.binary_cross_entropy_with_logits(z.float(), moving) for z in gates)/len(gates)
             total, terms = total + self.config.gate*gate, terms | dict(gate=gate.detach())
-        error = (flows[-1].detach().float() - true['flow']).norm(dim=1)[valid_mask(true['flow'], true['valid'])]
+        error = torch.hypot(*(flows[-1].detach().float() - true['flow']).unbind(1))[valid_mask(true['flow'], true['valid'])]
         return dict(loss=total) | terms | dict(epe=error.sum()/max(error.numel(), 1))
     def forward(self,
         batch: dict,                     # samples, stacked

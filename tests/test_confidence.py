@@ -128,7 +128,9 @@ def test_the_shipped_head_fits_the_shipped_trunk_and_its_card():
     assert data_path('srflownet-tiny-confidence.safetensors').stat().st_size < 300_000
     rows = card['metrics']
     assert rows['heads']['ause'] < min(rows['heads']['ause_roundtrip'], rows['heads']['ause_flat'])
-    assert rows['heads']['calibration_error'] < .1 and rows['all pixels']['hidden_ap'] > rows['all pixels']['hidden_ap_roundtrip']
+    assert rows['heads']['calibration_error'] < .1
+    assert all(row['hidden_ap'] > 5*row['hidden_share'] for row in rows.values())            # far better than guessing everywhere,
+    assert rows['photograph']['hidden_ap'] > rows['photograph']['hidden_ap_roundtrip']       # and ahead of two passes where everything moves
 
 
 def test_the_shipped_head_doubts_what_has_no_counterpart(pair):

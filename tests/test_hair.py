@@ -53,6 +53,15 @@ def test_every_style_gives_sound_gaussians(style):
 def test_n_is_kept(style, n): assert len(strands(style, n=n)) == len(strands(style, n=n, beard=.5)) == n
 
 
+@pytest.mark.parametrize('n', [100, 150])
+@pytest.mark.parametrize('style', ['short', 'bun', 'ponytail', 'long'])
+def test_a_hundred_gaussians_are_enough(style, n):
+    "Brows, lashes and beard may take them all; then the scalp goes without, and nothing fails."
+    for person in PEOPLE:
+        s = strands(style, person, n, beard=.9)
+        assert 20 < len(s) and np.isfinite(s.means).all() and (s.kind == BROW).any()
+
+
 def test_many_thin_strands_cover_as_few_thick_ones_do():
     "Area of hair (length times width), few against many."
     area = {n: (s.scales[:, 0] * s.scales[:, 1])[s.kind == SCALP].sum() for n in (3000, 40_000) for s in [strands('parted', n=n)]}

@@ -65,6 +65,12 @@ def test_start_is_close_to_a_known_warp(pair):
     assert (start - pair['flow']).norm(dim=0)[seen].mean() < .15*pair['flow'].norm(dim=0)[seen].mean()
 
 
+def test_start_does_not_mind_a_lamp_that_dims(pair):
+    frame1, frame2, seen = pair['frame1'][None], pair['frame2'][None], ~pair['occlusion']
+    error = lambda light: (classical_start(frame1, light*frame2)[0] - pair['flow']).norm(dim=0)[seen].mean()
+    assert error(.85) < 1.5*error(1.)
+
+
 def test_shipped_weights_do_not_spoil_a_photograph(pair):
     net, seen = SRFlowNet.from_pretrained('tiny'), ~pair['occlusion']
     error = (net.estimate(pair['frame1'][None], pair['frame2'][None])[0] - pair['flow']).norm(dim=0)[seen].mean()

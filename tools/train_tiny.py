@@ -21,7 +21,7 @@ from srflow_nb.dataset import FlowDataset, make_dataset
 from srflow_nb.estimators import get_estimator
 from srflow_nb.metrics import flow_metrics
 from srflow_nb.model import SRFlowNet, classical_start
-from srflow_nb.train import TrainConfig, train
+from srflow_nb.train import cores, preset, train
 from srflow_nb.warps import photo, photo_pairs
 
 CARD = """---
@@ -52,23 +52,21 @@ may move and where nothing does. Load it with `SRFlowNet.from_pretrained("tiny")
 
 
 DATA = dict(kinds=('final', 'flow', 'occlusions', 'masks'), pairs_per_sequence=2, fps=25.)     # what `make_dataset` is told beside numbers
-RECIPE = dict(iters=1, warmup=50, ema=.998, gate=1., noise=4., augment=dict(zoom_chance=1., scale=(-.75, .3), color=(.3, .2, .3, 0.)), loss=dict(tv=0., flow_difference=0.),
-              save_every=100, log_every=50)                                                     # of `TrainConfig`
 
 
 def arguments():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--work', type=Path, required=True, help='folder for the data set and the run')
-    p.add_argument('--pairs', type=int, default=1200, help='pairs to render, two of each person')
+    p.add_argument('--pairs', type=int, default=2400, help='pairs to render, two of each person')
     p.add_argument('--size', type=int, default=320, help='side of the frames [px]')
     p.add_argument('--data-seed', type=int, default=1, help='seed of the data set (the demo uses others)')
-    p.add_argument('--workers', type=int, default=1, help='processes that render')
-    p.add_argument('--steps', type=int, default=3000, help='optimiser steps')
+    p.add_argument('--workers', type=int, default=2, help='processes that render')
+    p.add_argument('--steps', type=int, default=8000, help='optimiser steps')
     p.add_argument('--batch', type=int, default=4, help='pairs in a step')
     p.add_argument('--crop', type=int, default=192, help='side of the training crops [px]')
     p.add_argument('--lr', type=float, default=2e-3, help='highest learning rate')
     p.add_argument('--seed', type=int, default=0, help='seed of weights, order, crops, noise')
-    p.add_argument('--threads', type=int, default=1, help='torch threads')
+    p.add_argument('--threads', type=int, default=0, help='workers that train, 0: all cores; changes the time and not one bit')
     p.add_argument('--out', type=Path, default=Path(__file__).parents[1]/'srflow_nb'/'data', help='folder for weights and card')
     return p.parse_args()
 
@@ -102,7 +100,7 @@ def main():
     data, run, clock = a.work/'data', a.work/'run', a.work/'seconds.json'
     make_dataset(data, a.pairs, a.size, a.size, a.data_seed, a.workers, resume=True, **DATA)
     training, test = FlowDataset(data, 'training'), FlowDataset(data, 'test')
-    config = TrainConfig(steps=a.steps, batch=a.batch, crop=a.crop, lr=a.lr, seed=a.seed, threads=a.threads, **RECIPE)
+    config = preset('laptop', steps=a.steps, batch=a.batch, crop=a.crop, lr=a.lr, seed=a.seed, threads=a.threads)
     spent, began = json.loads(clock.read_text()) if clock.exists() else 0., time.time()
     try: train(config, training, run)
     finally: clock.write_text(json.dumps(spent + time.time() - began))
@@ -114,7 +112,7 @@ def main():
                 date=datetime.now(timezone.utc).isoformat(timespec='seconds'), seed=a.seed, seconds=round(json.loads(clock.read_text())),
                 command=' '.join(['python', 'tools/train_tiny.py', *sys.argv[1:]]).replace(str(a.work), 'DIR'),
                 data_command=training.manifest['command'].replace('make-data', 'make-data --out DIR/data'),
-                data=training.manifest['config'], training=asdict(config), threads=a.threads, machine=f'{platform.machine()}, {a.threads} thread(s)',
+                data=training.manifest['config'], training=asdict(config), threads=a.threads or cores(), machine=f'{platform.machine()}, {a.threads or cores()} worker(s)',
                 versions=versions(), test_pairs=len(test), metrics=held_out, photo=on_photo)
     with atomic_write(a.out/'srflownet-tiny.safetensors') as f: f.write((run/'model.safetensors').read_bytes())
     with atomic_write(a.out/'srflownet-tiny.json', 'w') as f: json.dump(card, f, indent=1); f.write('\n')
