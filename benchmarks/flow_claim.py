@@ -41,7 +41,7 @@ from srflow_nb.dataset import FlowDataset, make_dataset
 from srflow_nb.estimators import get_estimator, network_flow
 from srflow_nb.families import build_model, load_model
 from srflow_nb.mesh_faces import MeshFaces, still_pairs
-from srflow_nb.train import TrainConfig, preset, train
+from srflow_nb.train import RECIPE, TrainConfig, preset, train
 from srflow_nb.viz import image_bytes
 from srflow_nb.warps import WarpDataset, photo_pairs
 
@@ -52,8 +52,8 @@ OURS = 'srflownet-tiny'
 SETS = ('test', 'mid', 'large', 'mesh', 'photo')
 
 
-RECIPE = dict(steps=400, batch=4, lr=2e-3, warmup=20, ema=.98, warped=.05, noise=4., loss=dict(tv=0., flow_difference=0.))
-WHOLE_HEADS = dict(zoom_chance=1., scale=[-.75, .3], color=[.3, .2, .3, 0.])
+# the presets' recipe with fewer steps; whole heads only for the network that it was found for
+SHORT = {k: RECIPE[k] for k in ('lr', 'warped', 'noise', 'loss')} | dict(steps=400, batch=4, warmup=20, ema=.98)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Settings:
     data: dict = field(default_factory=lambda: dict(train=(800, 320, 320, 51, 2), test=(64, 320, 320, 52, 2), mid=(12, 550, 802, 53, 2), large=(4, 1100, 1604, 54, 1)))
     gaussians: int = 20_000
     # how each family is trained, the same for both of its runs
-    families: dict = field(default_factory=lambda: dict(raft_small=RECIPE | dict(crop=128, iters=4), pwc=RECIPE | dict(crop=128), tiny=RECIPE | dict(crop=160, augment=WHOLE_HEADS)))
+    families: dict = field(default_factory=lambda: dict(raft_small=SHORT | dict(crop=128, iters=4), pwc=SHORT | dict(crop=128), tiny=SHORT | dict(crop=160, augment=RECIPE['augment'])))
     laptop: dict = field(default_factory=dict)            # changes of the preset: none
     mesh: dict = field(default_factory=lambda: dict(n=32, size=384, seed=71))
     still: dict = field(default_factory=lambda: dict(n=12, size=320, seed=72))

@@ -8,7 +8,7 @@ __all__ = ['RECIPE', 'PRESETS', 'AUGMENT', 'MAPS', 'TrainConfig', 'preset', 'ran
            'read_log', 'write_log', 'tensorboard', 'check_loss', 'alone', 'cores', 'gradient', 'add_up', 'train_step',
            'batches', 'validate', 'keep_best', 'log_line', 'record', 'write_config', 'check_launch', 'train']
 
-# %% ../nbs/16_train.ipynb #867a2d69
+# %% ../nbs/16_train.ipynb #34acdffc
 import copy
 import csv
 import json
@@ -31,6 +31,7 @@ from .augment import Augment
 from .core import InputError, atomic_write, check_name, default_device, rng, seed_everything, threads, versions
 from .families import build_model
 from .losses import SRFlowLoss, valid_mask
+from .metrics import epe
 from .model import classical_start
 from .warps import add_noise, log_uniform, pixel_grid, sample_at, smooth_flow
 
@@ -138,7 +139,7 @@ def stack(
     "Put samples on top of each other."
     return {k: torch.stack([s[k] for s in samples]) for k in samples[0]}
 
-# %% ../nbs/16_train.ipynb #eb09baab
+# %% ../nbs/16_train.ipynb #2e7dfb2f
 class Objective(nn.Module):
     "A network together with what it is trained for."
     def __init__(self,
@@ -158,7 +159,7 @@ class Objective(nn.Module):
             moving = true['mask'][:, None].float()
             gate = sum(F.binary_cross_entropy_with_logits(z.float(), moving) for z in gates)/len(gates)
             total, terms = total + self.config.gate*gate, terms | dict(gate=gate.detach())
-        error = torch.hypot(*(flows[-1].detach().float() - true['flow']).unbind(1))[valid_mask(true['flow'], true['valid'])]
+        error = epe(flows[-1].detach(), true['flow'])[valid_mask(true['flow'], true['valid'])]
         return dict(loss=total) | terms | dict(epe=error.sum()/max(error.numel(), 1))
     def forward(self,
         batch: dict,                     # samples, stacked
