@@ -1276,6 +1276,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'srflow_nb.scene._matrix': ('scene.html#_matrix', 'srflow_nb/scene.py'),
                                  'srflow_nb.scene._moment': ('scene.html#_moment', 'srflow_nb/scene.py'),
                                  'srflow_nb.scene._passes': ('scene.html#_passes', 'srflow_nb/scene.py'),
+                                 'srflow_nb.scene._shortly': ('scene.html#_shortly', 'srflow_nb/scene.py'),
                                  'srflow_nb.scene._speed': ('scene.html#_speed', 'srflow_nb/scene.py'),
                                  'srflow_nb.scene._sub_frame': ('scene.html#_sub_frame', 'srflow_nb/scene.py'),
                                  'srflow_nb.scene._ways': ('scene.html#_ways', 'srflow_nb/scene.py'),

@@ -60,7 +60,7 @@ def check_config(
     for k in c.kinds: check_name(k, KINDS, 'kind of file')
     if not {'clean', 'final'} & set(c.kinds): raise InputError(f"kinds: {', '.join(c.kinds) or 'none'} given; expected 'clean' or 'final' among them")
 
-# %% ../nbs/10c_scene.ipynb #5513a4fc
+# %% ../nbs/10c_scene.ipynb #7626c9f8
 STRIDES = (1, 2, 4, 8)             # frames of the performance between two pictures, each as likely
 FPS = (24, 25, 25, 25, 30, 30, 30, 50, 60, 200)    # frame rates, as often as cameras have them
 
@@ -84,10 +84,10 @@ class Scene:
         self._moments, self._drawings = {}, {}
 
     def state(self,
-        t: int,                    # frame number, from 0; -1 and `frames` exist for motion blur
+        t: float,                  # frame number, from 0; t+1/stride is one frame of the performance later (motion blur asks for it)
     ) -> dict:                     # expression (U,), head_pose (6,)
         "What the face does in frame t."
-        p, i = self.performance, (t+1)*self.stride
+        p, i = self.performance, round((t+1)*self.stride)
         return dict(expression=p.expression[i], head_pose=p.head_pose[i])
 
 # %% ../nbs/10c_scene.ipynb #34a3afe6
@@ -296,20 +296,24 @@ def between(
     side = (g0.quats*g1.quats).sum(1, keepdim=True).sign()             # q and -q are one orientation
     return Gaussians(mix(g0.means, g1.means), mix(g0.quats*side, g1.quats), mix(g0.scales, g1.scales), g0.opacities, mix(g0.colors, g1.colors))
 
-# %% ../nbs/10c_scene.ipynb #4a2a47f8
+# %% ../nbs/10c_scene.ipynb #ee4b8459
 def _speed(self: Scene, t):
-    "How far the fast parts of the face go from frame t to the next [px]."
-    a, b = self.moment(t).view, self.moment(t+1).view
+    "How far the fast parts of the face go from frame t to the next frame of the performance [px]."
+    a, b = self.moment(t).view, self.moment(t+1/self.stride).view
     steps = (b.place-a.place).norm(dim=1)[(a.weight[:, 0] == 1) & b.ahead[:, 0]]
     return float(steps.kthvalue(max(1, int(.95*len(steps)))).values) if len(steps) else 0.
 
-# %% ../nbs/10c_scene.ipynb #9c9c725b
+# %% ../nbs/10c_scene.ipynb #8980d61f
 SUB_FRAMES = 8                     # at most; the eye takes so many for a smear
 
+def _shortly(self: Scene, t, s):
+    "The splats s frames of the performance after frame t (before it: s < 0)."
+    k = t if s >= 0 else t-1/self.stride
+    return between(self.moment(k).gaussians, self.moment(k+1/self.stride).gaussians, s-(k-t)*self.stride)
+
 def _sub_frame(self: Scene, t, s):
-    "The picture at a moment s frames from frame t."
-    k = t if s >= 0 else t-1
-    g = between(self.moment(k).gaussians, self.moment(k+1).gaussians, s-(k-t))
+    "The picture at that moment."
+    g = _shortly(self, t, s)
     (rgb,), alpha = blend(g, [g.colors], self.camera)
     return torch.addcmul(rgb, 1-alpha, self.background)
 

@@ -172,7 +172,7 @@ def test_fewer_kinds_leave_the_others_as_they_were(smiling):
 
 def test_an_open_shutter_smears_what_moves_and_nothing_else():
     with torch.no_grad():
-        s = moving(frames=2, turn=6.)
+        s = moving(frames=2, turn=24.)           # 6 degrees from frame to frame of the performance
         sharp, s.film = s.frame(0).clean, Film(seed=1, shutter=1., defocus=0., exposure=0., white=0., shot=0., read=0., quality=None)
         blurred = s.frame(0)
         s.film = replace(s.film, shutter=0.)
@@ -181,6 +181,19 @@ def test_an_open_shutter_smears_what_moves_and_nothing_else():
     far = torch.nn.functional.max_pool2d(blurred.mask[None].float(), 21, 1, 10)[0] == 0
     assert change[blurred.mask].max() > .1 and change[far].max() <= .5/255+1e-6, 'eight bits, nothing else'
     assert (closed-sharp).abs().max() <= .5/255+1e-6
+
+
+def test_a_stride_leaves_a_picture_as_the_camera_took_it():
+    "The shutter belongs to the camera: whoever takes every fourth of its frames gets the same frames."
+    film, found = Film(seed=1, shutter=1., defocus=0., exposure=0., white=0., shot=0., read=0., quality=None), []
+    for stride, t in ((4, 1), (1, 7)):                           # both are frame 8 of the performance
+        s = Scene(replace(SMALL, kinds=('final',)), 1, 3)
+        s.stride, s.film, n = stride, film, len(s.performance)
+        pose = np.zeros_like(s.performance.head_pose)
+        pose[:, 1] = np.radians(8)*np.sin(np.arange(n)*np.pi/2)  # there and back within a stride
+        s.performance = replace(s.performance, head_pose=pose)
+        with torch.no_grad(): found.append((s.frame(t).final, s.drawing(t).rgb))
+    assert torch.equal(*[f for f, _ in found]) and (found[0][0]-found[0][1]).abs().max() > .1, 'smeared, and the same'
 
 
 def test_between_two_moments_lies_on_a_straight_line(smiling):
