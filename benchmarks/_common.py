@@ -1,15 +1,19 @@
 "What every benchmark's result file carries: machine, versions, date, command, bars; and the two flags that every script has."
 import argparse
+import ast
 import datetime
+import hashlib
 import json
 import os
 import platform
 import sys
 from pathlib import Path
 
+import srflow_nb
 from srflow_nb.core import atomic_write, versions
 
 RESULTS = Path(__file__).parent/'results'
+RENDERER = ('scene', 'film', 'light', 'avatar', 'appearance', 'eyes', 'hair', 'motion', 'camera', 'splat', 'flow')   # what pictures and truth come from
 
 
 def arguments(description):
@@ -18,6 +22,23 @@ def arguments(description):
     parser.add_argument('--quick', action='store_true', help='a reduced form, under a minute')
     parser.add_argument('--json', metavar='FILE', help='write the result here instead of benchmarks/results')
     return parser.parse_args()
+
+
+def digest(what):
+    "A short fingerprint of bytes, or of anything JSON can hold."
+    if not isinstance(what, bytes): what = json.dumps(what, sort_keys=True).encode()
+    return hashlib.sha256(what).hexdigest()[:12]
+
+
+def code(*modules):
+    "A fingerprint of what modules compute: comments and docstrings do not count."
+    trees = []
+    for m in modules:
+        tree = ast.parse((Path(srflow_nb.__file__).parent/f'{m}.py').read_text(encoding='utf-8'))
+        for n in ast.walk(tree):
+            if isinstance(getattr(n, 'body', None), list): n.body = [b for b in n.body if not (isinstance(b, ast.Expr) and isinstance(b.value, ast.Constant))]
+        trees.append(ast.dump(tree))
+    return digest(trees)
 
 
 def machine():

@@ -12,8 +12,6 @@ import os
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')     # threads that wait do not spin; must be set before torch is imported
 
 import argparse
-import ast
-import hashlib
 import json
 import math
 import shutil
@@ -31,9 +29,8 @@ import torch
 from skimage.color import gray2rgb
 from torch.utils.data import ConcatDataset, Dataset
 
-from _common import RESULTS, bar, write
+from _common import RENDERER, RESULTS, bar, code, digest, write
 
-import srflow_nb
 from srflow_nb.benchmark import (BINS, benchmark_flow, benchmark_table, case_picture, fall_interval, interval_table,
                                  one_thread, time_estimator, worst_pairs)
 from srflow_nb.core import atomic_write, data_path
@@ -53,7 +50,7 @@ SETS = ('test', 'mid', 'large', 'mesh', 'photo')
 
 
 # the presets' recipe with fewer steps; whole heads only for the network that it was found for
-SHORT = {k: RECIPE[k] for k in ('lr', 'warped', 'noise', 'loss')} | dict(steps=400, batch=4, warmup=20, ema=.98)
+SHORT = {k: RECIPE[k] for k in ('lr', 'warped', 'noise', 'loss')} | dict(steps=250, batch=4, warmup=20, ema=.98)
 
 
 @dataclass(frozen=True)
@@ -81,23 +78,6 @@ REDUCED = Settings(
 
 
 # ---- what is done once -------------------------------------------------------------------------------------------
-
-def digest(what):
-    "A short fingerprint of bytes, or of anything JSON can hold."
-    if not isinstance(what, bytes): what = json.dumps(what, sort_keys=True).encode()
-    return hashlib.sha256(what).hexdigest()[:12]
-
-
-def code(*modules):
-    "A fingerprint of what modules compute: comments and docstrings do not count."
-    trees = []
-    for m in modules:
-        tree = ast.parse((Path(srflow_nb.__file__).parent/f'{m}.py').read_text(encoding='utf-8'))
-        for n in ast.walk(tree):
-            if isinstance(getattr(n, 'body', None), list): n.body = [b for b in n.body if not (isinstance(b, ast.Expr) and isinstance(b.value, ast.Constant))]
-        trees.append(ast.dump(tree))
-    return digest(trees)
-
 
 def weights(folder):
     "A fingerprint of the weights in a folder of a trained network, or of those that ship with the package."
@@ -159,7 +139,7 @@ class Claim:
 
     def rendered(self, name):
         "Everybody in a rendered set; made if it is not there."
-        root, (pairs, width, height, seed, each) = self.folder/'data'/name, self.s.data[name]
+        root, (pairs, width, height, seed, each) = self.folder/'data'/f'{name}-{digest(self.described(name))}', self.s.data[name]
         if not (root/'dataset.json').exists():
             make_dataset(root, pairs, width, height, seed, self.s.workers, resume=root.exists(), gaussians=self.s.gaussians, fps=25.,
                          kinds=('final', 'flow', 'occlusions', 'masks'), pairs_per_sequence=each)
@@ -182,7 +162,7 @@ class Claim:
         "What decides which pairs a set holds."
         if name == 'mesh': return self.s.mesh | dict(code=code('mesh_faces'))
         if name == 'photo': return self.s.photos | dict(photographs=PHOTOGRAPHS)
-        return dict(data=self.s.data[name], gaussians=self.s.gaussians)
+        return dict(data=self.s.data[name], gaussians=self.s.gaussians, code=code(*RENDERER))
 
     def score(self, name, estimators):
         with one_thread(): return as_rows(benchmark_flow(self.pairs(name), estimators, workers=self.s.workers))
@@ -194,7 +174,7 @@ class Claim:
     def family_key(self, family):
         "What decides the weights of a family: settings, data, and the network's shape."
         shape = {k: list(v.shape) for k, v in build_model(family).state_dict().items()}
-        return dict(config=self.s.families[family], data=self.s.data['train'], gaussians=self.s.gaussians, shape=digest(shape))
+        return dict(config=self.s.families[family], data=self.described('train'), shape=digest(shape))
 
     def run_folder(self, family, run): return self.folder/'runs'/f'{family}-{run}-{digest(self.family_key(family))}'
 
@@ -221,7 +201,7 @@ class Claim:
     def laptop(self):
         "The laptop preset against the clock: training, test pairs, photographs, and its time beside DeepFlow's; None if not measured."
         config, out = preset('laptop', **self.s.laptop), self.folder/'runs'/'laptop'
-        key = dict(config=asdict(config), data=self.s.data['train'], shape=self.family_key('tiny')['shape'])
+        key = dict(config=asdict(config), data=self.described('train'), shape=self.family_key('tiny')['shape'])
         done = self.part('laptop', 'laptop-train', key, lambda: self.train_laptop(config, out))
         if done is None or not out.exists(): return None
         key, mine = dict(weights=weights(out), code=code('model')), {'laptop': self.network(out)}

@@ -36,10 +36,8 @@ import cv2
 import numpy as np
 import scipy.stats
 import torch
-from _common import arguments, bar, write
+from _common import RENDERER, arguments, bar, code, write
 
-import srflow_nb.losses
-import srflow_nb.model
 from srflow_nb.avatar import LABELS
 from srflow_nb.core import atomic_write, rng
 from srflow_nb.dataset import FlowDataset, make_dataset
@@ -57,7 +55,8 @@ VARIANTS = {'none': OFF} | {k: OFF | v for k, v in TERMS.items()} | {'all': TERM
 COLUMNS = ('skin', 'flat', 'repetitive', 'high_frequency', 'over1', 'over3', 'static')
 DATA_SEED, SIDE, GATE, ITERS, SAVE_EVERY = 513, 192, 1., 2, 20
 FLAT, PEAK, BLUR = 2., .7, 2.                           # grey levels a px; correlation; px
-CODE = [Path(m.__file__).read_text() for m in (srflow_nb.losses, srflow_nb.model)]      # as it was when this script began
+PICTURES = code(*RENDERER)                               # as it was when this script began
+CODE = [PICTURES, code('losses', 'model')]
 CLAIMS = (('mask', 'static'), ('difference', 'high_frequency'), ('sobel', 'high_frequency'), ('all', 'high_frequency'), ('all', 'static'),
           ('all', 'flat'), ('all', 'repetitive'), ('all', 'skin'))
 
@@ -66,7 +65,7 @@ CLAIMS = (('mask', 'static'), ('difference', 'high_frequency'), ('sobel', 'high_
 
 def faces(quick):
     "Training and test pairs of different people, in memory."
-    root, pairs, side = WORK/('quick' if quick else 'data'), 12 if quick else 120, 96 if quick else SIDE
+    root, pairs, side = WORK/f'{"quick" if quick else "data"}-{PICTURES}', 12 if quick else 120, 96 if quick else SIDE
     make_dataset(root, pairs, side, side, DATA_SEED, 1, resume=True, kinds=('final', 'flow', 'occlusions', 'masks'), pairs_per_sequence=2, fps=25.,
                  test_every=3 if quick else 5, gaussians=4000 if quick else 20_000, progress=not quick)
     return [list(FlowDataset(root, split, outputs=('labels',))) for split in ('training', 'test')]

@@ -68,10 +68,10 @@ class TrainConfig:
         if not 0 <= self.ema < 1: raise InputError(f'TrainConfig: ema is {self.ema}; expected a number from 0 to below 1')
         check_name(self.mixed_precision, ('no', 'bf16'), 'mixed precision')
 
-# %% ../nbs/16_train.ipynb #535dfade
+# %% ../nbs/16_train.ipynb #8f1f42ef
 RECIPE = dict(lr=2e-3, warmup=50, ema=.998, gate=1., warped=.05, noise=4., loss=dict(tv=0., flow_difference=0.),
               augment=dict(zoom_chance=1., scale=[-.75, .3], color=[.3, .2, .3, 0.]))
-PRESETS = dict(quick=dict(steps=120, warmup=10, ema=.95, warped=.15), laptop=dict(steps=2500, crop=192, save_every=100),
+PRESETS = dict(quick=dict(steps=120, warmup=10, ema=.95, warped=.15), laptop=dict(steps=2000, crop=192, save_every=100),
                gpu=dict(steps=30000, batch=16, crop=320, lr=1e-3, warmup=500, ema=.999, save_every=500))
 
 # %% ../nbs/16_train.ipynb #798ab493
