@@ -53,8 +53,16 @@ def test_changed_weights_make_a_result_out_of_date(script, tmp_path, monkeypatch
     assert idle.shipped('photo') is None
 
 
+def test_another_renderer_means_other_pairs_and_another_training(script, tmp_path, monkeypatch):
+    claim = claim_of(script, tmp_path)
+    before = claim.described('test'), claim.run_folder('tiny', 'srflow')
+    monkeypatch.setattr(script, 'code', lambda *modules: 'other')
+    after = claim.described('test'), claim.run_folder('tiny', 'srflow')
+    assert before[0] != after[0] and before[1] != after[1]
+
+
 def test_words_do_not_count_as_code(script, tmp_path, monkeypatch):
-    monkeypatch.setattr(script.srflow_nb, '__file__', str(tmp_path/'__init__.py'))
+    monkeypatch.setattr('srflow_nb.__file__', str(tmp_path/'__init__.py'))
     def fingerprint(text):
         (tmp_path/'m.py').write_text(text)
         return script.code('m')

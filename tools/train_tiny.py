@@ -61,7 +61,7 @@ def arguments():
     p.add_argument('--size', type=int, default=320, help='side of the frames [px]')
     p.add_argument('--data-seed', type=int, default=1, help='seed of the data set (the demo uses others)')
     p.add_argument('--workers', type=int, default=2, help='processes that render')
-    p.add_argument('--steps', type=int, default=5000, help='optimiser steps')
+    p.add_argument('--steps', type=int, default=8000, help='optimiser steps')
     p.add_argument('--batch', type=int, default=4, help='pairs in a step')
     p.add_argument('--crop', type=int, default=192, help='side of the training crops [px]')
     p.add_argument('--lr', type=float, default=2e-3, help='highest learning rate')
