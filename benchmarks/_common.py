@@ -13,7 +13,9 @@ import srflow_nb
 from srflow_nb.core import atomic_write, versions
 
 RESULTS = Path(__file__).parent/'results'
-RENDERER = ('scene', 'film', 'light', 'avatar', 'appearance', 'eyes', 'hair', 'motion', 'camera', 'splat', 'flow')   # what pictures and truth come from
+# what pictures and truth come from
+RENDERER = ('scene', 'film', 'light', 'avatar', 'appearance', 'eyes', 'hair', 'head', 'noise', 'gaussians', 'motion', 'camera', 'splat', 'flow',
+            'zbuffer')
 
 
 def arguments(description):

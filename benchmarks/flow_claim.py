@@ -135,7 +135,7 @@ class Claim:
     "All stages with their settings and their folder."
     def __init__(self, settings, folder, wanted, pictures):
         self.s, self.folder, self.pictures = settings, Path(folder), Path(pictures)
-        self.part = Parts(folder, wanted)
+        self.part, self.renderer = Parts(folder, wanted), code(*RENDERER)        # as it was when the script began
 
     def rendered(self, name):
         "Everybody in a rendered set; made if it is not there."
@@ -162,7 +162,7 @@ class Claim:
         "What decides which pairs a set holds."
         if name == 'mesh': return self.s.mesh | dict(code=code('mesh_faces'))
         if name == 'photo': return self.s.photos | dict(photographs=PHOTOGRAPHS)
-        return dict(data=self.s.data[name], gaussians=self.s.gaussians, code=code(*RENDERER))
+        return dict(data=self.s.data[name], gaussians=self.s.gaussians, code=self.renderer)
 
     def score(self, name, estimators):
         with one_thread(): return as_rows(benchmark_flow(self.pairs(name), estimators, workers=self.s.workers))

@@ -27,7 +27,6 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')     # threads that wait do n
 import base64
 import copy
 import dataclasses
-import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -36,7 +35,7 @@ import cv2
 import numpy as np
 import scipy.stats
 import torch
-from _common import RENDERER, arguments, bar, code, write
+from _common import RENDERER, arguments, bar, code, digest, write
 
 from srflow_nb.avatar import LABELS
 from srflow_nb.core import atomic_write, rng
@@ -167,7 +166,7 @@ def trunk(quick): return 1 if quick else 160
 def fingerprint(configs, quick):
     "Changes with the recipe, the data, the network and the losses: what is kept under another one is not ours."
     recipes = [asdict(c) for c in configs.values()]
-    return hashlib.sha256(json.dumps([recipes, trunk(quick), DATA_SEED, SIDE, FLAT, PEAK, BLUR, quick, CODE]).encode()).hexdigest()[:16]
+    return digest([recipes, trunk(quick), DATA_SEED, SIDE, FLAT, PEAK, BLUR, quick, CODE])
 
 
 def follow(objective, run, batch, config):

@@ -57,6 +57,7 @@ def test_another_renderer_means_other_pairs_and_another_training(script, tmp_pat
     claim = claim_of(script, tmp_path)
     before = claim.described('test'), claim.run_folder('tiny', 'srflow')
     monkeypatch.setattr(script, 'code', lambda *modules: 'other')
+    claim = claim_of(script, tmp_path)
     after = claim.described('test'), claim.run_folder('tiny', 'srflow')
     assert before[0] != after[0] and before[1] != after[1]
 
