@@ -1379,6 +1379,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'srflow_nb.train.read_log': ('train.html#read_log', 'srflow_nb/train.py'),
                                  'srflow_nb.train.record': ('train.html#record', 'srflow_nb/train.py'),
                                  'srflow_nb.train.save_checkpoint': ('train.html#save_checkpoint', 'srflow_nb/train.py'),
+                                 'srflow_nb.train.smooth_wall': ('train.html#smooth_wall', 'srflow_nb/train.py'),
                                  'srflow_nb.train.stack': ('train.html#stack', 'srflow_nb/train.py'),
                                  'srflow_nb.train.tensorboard': ('train.html#tensorboard', 'srflow_nb/train.py'),
                                  'srflow_nb.train.train': ('train.html#train', 'srflow_nb/train.py'),

@@ -203,7 +203,7 @@ def export(
     shards = [p for p in out.rglob('*.tar')]
     report(dict(written=str(out), shards=len(shards), megabytes=sum(p.stat().st_size for p in shards)/1e6, uploaded=upload), json_file)
 
-# %% ../nbs/24_cli.ipynb #652b7ad0
+# %% ../nbs/24_cli.ipynb #22b2e129
 @app.command()
 def train(
     data: Annotated[Path, typer.Option(help='Folder of a data set made by make-data.')],
@@ -211,6 +211,8 @@ def train(
     model: Annotated[str, typer.Option(help='Network: tiny or base (SRFlowNet), raft_small, pwc.')] = 'tiny',
     preset: Annotated[str, typer.Option(help='How long and how large: quick, laptop or gpu.')] = 'quick',
     steps: Annotated[Optional[int], typer.Option(help="Training steps; default: the preset's.", min=1)] = None,
+    init: Annotated[str, typer.Option(help='Weights to go on from: a folder of a run, or the name of shipped ones (tiny).')] = '',
+    lr: Annotated[Optional[float], typer.Option(help="Highest learning rate; default: the preset's. To go on from good weights take less, 5e-4 say.", min=0.)] = None,
     validate: Annotated[bool, typer.Option(help='Measure on held-out people at each checkpoint and keep the best weights in OUT/best.')] = True,
     log: Annotated[str, typer.Option(help="csv, or tensorboard for both.")] = 'csv',
     threads: Annotated[int, typer.Option(help='Workers on a CPU, 0: one a core; changes the time and not one bit.', min=0)] = 0,
@@ -222,7 +224,8 @@ def train(
     from dataclasses import replace
     from srflow_nb.dataset import FlowDataset
     from srflow_nb.train import preset as preset_named, train as train_model
-    config = preset_named(preset, size=model, seed=seed, threads=threads, mixed_precision=mixed_precision, **({} if steps is None else dict(steps=steps)))
+    asked = {k: v for k, v in dict(steps=steps, lr=lr).items() if v is not None}
+    config = preset_named(preset, size=model, init=init, seed=seed, threads=threads, mixed_precision=mixed_precision, **asked)
     pairs, held_out = FlowDataset(data), FlowDataset(data, 'test')
     config = replace(config, crop=min(config.crop, pairs.side//4*4))
     start = time.perf_counter()

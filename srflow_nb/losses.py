@@ -212,7 +212,7 @@ def forward_backward_loss(
     "How far a pixel is from home after going forward and back (Sundaram et al., 2010)."
     return _mean(*_round_trip_map(forward, backward, valid))
 
-# %% ../nbs/13_losses.ipynb #c4beab25
+# %% ../nbs/13_losses.ipynb #1ec4a52b
 @dataclass
 class SRFlowLoss:
     "Sequence loss plus the face regularisers; call it with predictions and truth."
@@ -226,9 +226,10 @@ class SRFlowLoss:
     margin: int = 1              # boundary left out of the mask loss [px]
     edge: float = 10.            # beta: how much an edge of the first frame excuses, where one is given; 0: nothing
     edge_gradient: bool = False  # edges excuse errors of the gradient, too, and not only variation
+    head: float = 1.             # how often the sequence loss counts a pixel that may move, where `static` is given
     def __post_init__(self):
         check_name(self.operator, OPERATORS, 'gradient operator')
-        bad = [n for n in ('mask', 'gradient', 'tv', 'flow_difference', 'edge') if getattr(self, n) < 0]
+        bad = [n for n in ('mask', 'gradient', 'tv', 'flow_difference', 'edge', 'head') if getattr(self, n) < 0]
         if bad: raise InputError(f"SRFlowLoss: weight {bad[0]} is {getattr(self, bad[0])}; expected 0 or more")
     def terms(self,
         preds: list[Float[Tensor, "B 2 H W"]],        # refinements, the best one last [px]
@@ -250,11 +251,13 @@ class SRFlowLoss:
         terms = self.terms(preds, true, valid, static, image)
         return sum(w * v for w, v in terms.values()), {n: v.detach() for n, (_, v) in terms.items()}
 
-# %% ../nbs/13_losses.ipynb #43318a3d
+# %% ../nbs/13_losses.ipynb #57910ff2
 def _term_maps(loss, preds, true, valid, static, image):
     "Name -> (weight, map, pixels that count) of the terms that are switched on."
     last, excuse = preds[-1] if len(preds) else None, dict(image=image, edge=loss.edge)
-    out = {'sequence': (1., *_sequence_map(preds, true, valid, loss.gamma, loss.max_flow))}
+    sequence, ok = _sequence_map(preds, true, valid, loss.gamma, loss.max_flow)
+    if static is not None: sequence = sequence * torch.where(_mask(static, true), 1., loss.head)
+    out = {'sequence': (1., sequence, ok)}
     if loss.mask and static is not None: out['mask'] = loss.mask, *_mask_map(last, static, valid, loss.margin)
     if loss.gradient: out['gradient'] = loss.gradient, *_gradient_map(last, true, valid, loss.operator, loss.max_flow, **(excuse if loss.edge_gradient else {}))
     if loss.tv: out['tv'] = loss.tv, *_tv_map(last, valid, **excuse)

@@ -152,6 +152,7 @@ def test_mistakes_with_names_and_numbers(tmp_path, data):
     check_mistake(srflow('render', '--size', '550', '--out', tmp_path/'x.png'), 'WIDTHxHEIGHT')
     check_mistake(srflow('train', '--data', data, '--out', tmp_path/'r', '--preset', 'quik'), 'quick')
     check_mistake(srflow('train', '--data', data, '--out', tmp_path/'r', '--model', 'tinny'), 'tiny')
+    check_mistake(srflow('train', '--data', data, '--out', tmp_path/'r', '--init', tmp_path/'nothing'), 'nothing')
     check_mistake(srflow('demo', '--out', tmp_path/'d', '--preset', 'quik'), 'quick')
     check_mistake(srflow('microexpr', '--flow', 'dsi', '--out', tmp_path/'m'), 'dis')
 

@@ -283,6 +283,17 @@ def test_total_is_the_weighted_sum_and_terms_are_for_the_log():
     assert total.requires_grad and not any(x.requires_grad for x in terms.values())
 
 
+def test_the_head_counts_more_and_the_still_wall_as_before():
+    p, t, v, still = rand(2, 2, 6, 7), rand(2, 2, 6, 7, key=1), half_valid(), torch.zeros(2, 6, 7, dtype=torch.bool)
+    still[:, :, :3] = True; t[0, :, 2, 5] = torch.nan
+    value = lambda head, ok, static=still: SRFlowLoss(0, 0, 'sobel', 0, 0, head=head)([p * .5, p], t, ok, static)[0].item()
+    ok = v & ~t[:, 0].isnan()
+    share = (ok & ~still).sum() / ok.sum()
+    assert 0 < share < 1 and value(3., v) == pytest.approx(value(1., v) + 2 * share.item() * value(1., v & ~still))
+    assert value(3., v & still) == pytest.approx(value(1., v & still)) and value(3., v, None) == value(1., v, None)   # no mask given: nobody knows
+    with pytest.raises(InputError, match='head is -1'): SRFlowLoss(head=-1)
+
+
 def test_a_switched_off_term_is_not_computed():
     p, t = rand(1, 2, 5, 5), rand(1, 2, 5, 5, key=1)
     assert list(SRFlowLoss(0, 0, 'sobel', 0, 0)([p], t)[1]) == ['sequence']

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from srflow_nb.augment import MixedDataset
 from srflow_nb.core import InputError
 from srflow_nb.model import SRFlowNet
-from srflow_nb.train import (PRESETS, TrainConfig, batches, learning_rate, make_sample, preset, train)
+from srflow_nb.train import (PRESETS, TrainConfig, batches, learning_rate, make_sample, new_run, preset, train)
 from srflow_nb.warps import WarpDataset, photo, sample_at
 
 SMALL = dict(steps=6, batch=2, crop=32, warmup=2, save_every=2, log_every=1)
@@ -75,6 +75,36 @@ def test_a_finished_run_is_not_run_again(tmp_path):
 def test_another_configuration_is_refused_by_name(tmp_path):
     train(TrainConfig(**SMALL), data(), tmp_path, progress=False)
     with pytest.raises(InputError, match='lr was'): train(TrainConfig(**SMALL, lr=1e-5), data(), tmp_path, progress=False)
+
+
+def test_a_checkpoint_from_before_a_setting_existed_goes_on(tmp_path):
+    train(TrainConfig(**SMALL), data(), tmp_path, progress=False)
+    saved = torch.load(tmp_path/'last.pt', weights_only=True)
+    config = json.loads(saved['config']); del config['walls'], config['init']
+    torch.save(saved | dict(config=json.dumps(config)), tmp_path/'last.pt')
+    assert train(TrainConfig(**SMALL), data(), tmp_path, progress=False)['step'][-1] == SMALL['steps']
+    with pytest.raises(InputError, match='walls was 0.0, is 0.5'): train(TrainConfig(**SMALL, walls=.5), data(), tmp_path, progress=False)
+
+
+def test_training_goes_on_from_given_weights(tmp_path):
+    train(TrainConfig(**SMALL), data(), tmp_path/'first', progress=False)
+    given = weights(tmp_path/'first')
+    run = new_run(TrainConfig(**SMALL, init=str(tmp_path/'first'), ema=.9))
+    assert all(torch.equal(v, given[k]) for part in (run.net, run.average) for k, v in part.state_dict().items())
+    assert all(p.requires_grad for p in run.net.parameters())
+    train(TrainConfig(**SMALL, init=str(tmp_path/'first'), seed=1), data(), tmp_path/'second', progress=False)
+    assert not all(torch.equal(v, given[k]) for k, v in weights(tmp_path/'second').items())
+    for config, words in ((dict(init='tiny', size='pwc'), 'tiny holds the weights of another network than pwc'), (dict(init=str(tmp_path/'nowhere')), 'nowhere')):
+        with pytest.raises(InputError, match=words): new_run(TrainConfig(**SMALL | config))
+
+
+def test_a_smooth_wall_stands_still():
+    config = TrainConfig(**SMALL | dict(crop=64, noise=0., warped=0., still=0., walls=1.))
+    for k in range(8):
+        s = make_sample(data(), config, 0, k, start=False)
+        assert not s['flow'].any() and not s['mask'].any() and s['valid'].all()
+        assert (s['frame1'] - s['frame2']).abs().max() < .03                                          # a change of light
+        assert max(s['frame1'].diff(dim=d).abs().max() for d in (1, 2)) < .15                         # from pixel to pixel
 
 
 def test_damaged_checkpoint_is_named(tmp_path):
