@@ -47,6 +47,7 @@ CLASSICAL = ('zero', 'dis', 'tvl1', 'farneback', 'deepflow', 'sparse_to_dense')
 PHOTOGRAPHS = ('astronaut', 'clock', 'page', 'text')      # no network has seen them: `WarpDataset` uses others
 OURS = 'srflownet-tiny'
 SETS = ('test', 'mid', 'large', 'mesh', 'photo')
+TRAINING = ('train', 'augment', 'losses', 'families', 'all_pairs', 'model', 'warps')      # what weights come from, beside pictures
 
 
 # the presets' recipe with fewer steps; whole heads only for the network that it was found for
@@ -135,7 +136,8 @@ class Claim:
     "All stages with their settings and their folder."
     def __init__(self, settings, folder, wanted, pictures):
         self.s, self.folder, self.pictures = settings, Path(folder), Path(pictures)
-        self.part, self.renderer = Parts(folder, wanted), code(*RENDERER)        # as it was when the script began
+        self.part = Parts(folder, wanted)
+        self.renderer, self.training = code(*RENDERER), code(*TRAINING)          # as they were when the script began
 
     def rendered(self, name):
         "Everybody in a rendered set; made if it is not there."
@@ -174,7 +176,7 @@ class Claim:
     def family_key(self, family):
         "What decides the weights of a family: settings, data, and the network's shape."
         shape = {k: list(v.shape) for k, v in build_model(family).state_dict().items()}
-        return dict(config=self.s.families[family], data=self.described('train'), shape=digest(shape))
+        return dict(config=self.s.families[family], data=self.described('train'), shape=digest(shape), code=self.training)
 
     def run_folder(self, family, run): return self.folder/'runs'/f'{family}-{run}-{digest(self.family_key(family))}'
 
@@ -201,7 +203,7 @@ class Claim:
     def laptop(self):
         "The laptop preset against the clock: training, test pairs, photographs, and its time beside DeepFlow's; None if not measured."
         config, out = preset('laptop', **self.s.laptop), self.folder/'runs'/'laptop'
-        key = dict(config=asdict(config), data=self.described('train'), shape=self.family_key('tiny')['shape'])
+        key = self.family_key('tiny') | dict(config=asdict(config))
         done = self.part('laptop', 'laptop-train', key, lambda: self.train_laptop(config, out))
         if done is None or not out.exists(): return None
         key, mine = dict(weights=weights(out), code=code('model')), {'laptop': self.network(out)}
