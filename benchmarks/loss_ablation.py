@@ -269,7 +269,7 @@ def main():
     args = arguments(__doc__.splitlines()[0])
     torch.set_num_threads(1)
     WORK.mkdir(parents=True, exist_ok=True)
-    data, seeds = prepare(args.quick), range(2 if args.quick else 3)
+    data, seeds = prepare(args.quick), range(2 if args.quick else 6)
     seen = [one_seed(seed, args.quick, data) for seed in seeds]
     runs = {v: [s[v] for s in seen] for v in VARIANTS}
     start, pixels = measure([s[0] for s in data['starts']], data['test'], data['where'])
