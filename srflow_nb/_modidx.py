@@ -1365,6 +1365,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'srflow_nb.train.check_launch': ('train.html#check_launch', 'srflow_nb/train.py'),
                                  'srflow_nb.train.check_loss': ('train.html#check_loss', 'srflow_nb/train.py'),
                                  'srflow_nb.train.cores': ('train.html#cores', 'srflow_nb/train.py'),
+                                 'srflow_nb.train.defocus': ('train.html#defocus', 'srflow_nb/train.py'),
                                  'srflow_nb.train.follow': ('train.html#follow', 'srflow_nb/train.py'),
                                  'srflow_nb.train.gradient': ('train.html#gradient', 'srflow_nb/train.py'),
                                  'srflow_nb.train.keep_best': ('train.html#keep_best', 'srflow_nb/train.py'),

@@ -1,4 +1,5 @@
 "Promises of 16_train: it learns, survives kill -9 exactly, stops at NaN, refuses to mix runs."
+import dataclasses
 import json
 import math
 import os
@@ -105,6 +106,14 @@ def test_a_smooth_wall_stands_still():
         assert not s['flow'].any() and not s['mask'].any() and s['valid'].all()
         assert (s['frame1'] - s['frame2']).abs().max() < .03                                          # a change of light
         assert max(s['frame1'].diff(dim=d).abs().max() for d in (1, 2)) < .15                         # from pixel to pixel
+
+
+def test_a_moving_picture_may_be_out_of_focus():
+    config = TrainConfig(**SMALL | dict(crop=64, noise=0., warped=1.))
+    edges = lambda s: s['frame2'].diff(dim=2).abs().mean()
+    for k in range(4):
+        sharp, soft = (make_sample(data(), dataclasses.replace(config, soft=chance), 0, k, start=False) for chance in (0., 1.))
+        assert edges(soft) < .8*edges(sharp) and soft['flow'].any() and soft['mask'].all()
 
 
 def test_damaged_checkpoint_is_named(tmp_path):
