@@ -21,7 +21,7 @@ from srflow_nb.dataset import FlowDataset, make_dataset
 from srflow_nb.estimators import get_estimator
 from srflow_nb.metrics import flow_metrics
 from srflow_nb.model import SRFlowNet, classical_start
-from srflow_nb.train import RECIPE, cores, preset, train
+from srflow_nb.train import RECIPE, TrainConfig, cores, train
 from srflow_nb.warps import photo, photo_pairs
 
 CARD = """---
@@ -53,8 +53,9 @@ may move and where nothing does. Load it with `SRFlowNet.from_pretrained("tiny")
 
 
 DATA = dict(kinds=('final', 'flow', 'occlusions', 'masks'), pairs_per_sequence=2, fps=25.)     # what `make_dataset` is told beside numbers
-LONG = dict(loss=RECIPE['loss'] | dict(head=3.))                                                # where the training differs from the preset: a face counts three times
-FINISH = dict(lr=5e-4, warmup=20, ema=.99, walls=.1)                                            # where the last steps differ from the preset
+LONG = RECIPE | dict(save_every=100, loss=RECIPE['loss'] | dict(head=3.))                       # the recipe, and a face counts three times
+# where the last steps differ: smooth walls that stand still, blurred ones that move, and skin that is magnified
+FINISH = dict(lr=5e-4, warmup=20, ema=.99, walls=.15, warped=.12, soft=.6, augment=RECIPE['augment'] | dict(scale=[-.75, .9]))
 
 
 def arguments():
@@ -65,7 +66,7 @@ def arguments():
     p.add_argument('--data-seed', type=int, default=1, help='seed of the data set (the demo uses others)')
     p.add_argument('--workers', type=int, default=2, help='processes that render')
     p.add_argument('--steps', type=int, default=6000, help='optimiser steps')
-    p.add_argument('--finish', type=int, default=800, help='steps at a low rate after that, with smooth noisy walls among the samples')
+    p.add_argument('--finish', type=int, default=2000, help='steps at a low rate after that, on what the gate finds hardest')
     p.add_argument('--batch', type=int, default=4, help='pairs in a step')
     p.add_argument('--crop', type=int, default=192, help='side of the training crops [px]')
     p.add_argument('--lr', type=float, default=2e-3, help='highest learning rate')
@@ -104,8 +105,8 @@ def main():
     data, run, finish, clock = a.work/'data', a.work/'run', a.work/'finish', a.work/'seconds.json'
     make_dataset(data, a.pairs, a.size, a.size, a.data_seed, a.workers, resume=True, **DATA)
     training, test = FlowDataset(data, 'training'), FlowDataset(data, 'test')
-    settings = dict(batch=a.batch, crop=a.crop, seed=a.seed, threads=a.threads, **LONG)
-    config, last = preset('laptop', steps=a.steps, lr=a.lr, **settings), preset('laptop', steps=a.finish, init=str(run), **settings | FINISH | dict(seed=a.seed + 1))
+    settings = LONG | dict(batch=a.batch, crop=a.crop, seed=a.seed, threads=a.threads)
+    config, last = TrainConfig(**settings | dict(steps=a.steps, lr=a.lr)), TrainConfig(**settings | FINISH | dict(steps=a.finish, init=str(run), seed=a.seed + 1))
     spent, began = json.loads(clock.read_text()) if clock.exists() else 0., time.time()
     try: train(config, training, run); train(last, training, finish)
     finally: clock.write_text(json.dumps(spent + time.time() - began))
