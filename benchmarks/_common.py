@@ -16,6 +16,7 @@ RESULTS = Path(__file__).parent/'results'
 # what pictures and truth come from
 RENDERER = ('scene', 'film', 'light', 'avatar', 'appearance', 'eyes', 'hair', 'head', 'noise', 'gaussians', 'motion', 'camera', 'splat', 'flow',
             'zbuffer')
+TRAINING = ('train', 'augment', 'losses', 'families', 'all_pairs', 'model', 'warps')      # the modules that decide weights, beside pictures
 
 
 def arguments(description):

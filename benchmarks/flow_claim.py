@@ -29,7 +29,7 @@ import torch
 from skimage.color import gray2rgb
 from torch.utils.data import ConcatDataset, Dataset
 
-from _common import RENDERER, RESULTS, bar, code, digest, write
+from _common import RENDERER, RESULTS, TRAINING, bar, code, digest, write
 
 from srflow_nb.benchmark import (BINS, benchmark_flow, benchmark_table, case_picture, fall_interval, interval_table,
                                  one_thread, time_estimator, worst_pairs)
@@ -47,7 +47,6 @@ CLASSICAL = ('zero', 'dis', 'tvl1', 'farneback', 'deepflow', 'sparse_to_dense')
 PHOTOGRAPHS = ('astronaut', 'clock', 'page', 'text')      # no network has seen them: `WarpDataset` uses others
 OURS = 'srflownet-tiny'
 SETS = ('test', 'mid', 'large', 'mesh', 'photo')
-TRAINING = ('train', 'augment', 'losses', 'families', 'all_pairs', 'model', 'warps')      # what weights come from, beside pictures
 
 
 # the presets' recipe with fewer steps; whole heads only for the network that it was found for

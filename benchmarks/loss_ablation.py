@@ -35,7 +35,7 @@ import cv2
 import numpy as np
 import scipy.stats
 import torch
-from _common import RENDERER, arguments, bar, code, digest, write
+from _common import RENDERER, TRAINING, arguments, bar, code, digest, write
 
 from srflow_nb.avatar import LABELS
 from srflow_nb.core import atomic_write, rng
@@ -55,7 +55,7 @@ COLUMNS = ('skin', 'flat', 'repetitive', 'high_frequency', 'over1', 'over3', 'st
 DATA_SEED, SIDE, GATE, ITERS, SAVE_EVERY = 513, 192, 1., 2, 20
 FLAT, PEAK, BLUR = 2., .7, 2.                           # grey levels a px; correlation; px
 PICTURES = code(*RENDERER)                               # as it was when this script began
-CODE = [PICTURES, code('losses', 'model', 'train', 'augment')]
+CODE = [PICTURES, code(*TRAINING)]
 CLAIMS = (('mask', 'static'), ('difference', 'high_frequency'), ('sobel', 'high_frequency'), ('all', 'high_frequency'), ('all', 'static'),
           ('all', 'flat'), ('all', 'repetitive'), ('all', 'skin'))
 

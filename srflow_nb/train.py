@@ -111,7 +111,7 @@ def defocus(
     "Blur a picture."
     return torch.from_numpy(cv2.GaussianBlur(np.ascontiguousarray(image.permute(1, 2, 0).numpy()), (0, 0), sigma)).permute(2, 0, 1)
 
-# %% ../nbs/16_train.ipynb #8697f059
+# %% ../nbs/16_train.ipynb #559164a4
 def random_warp(
     pair: dict,                          # square maps, as from `FlowDataset`
     g: np.random.Generator,              # where randomness comes from
@@ -120,7 +120,7 @@ def random_warp(
     "Replace the motion of a pair by a smooth random one that moves the background, too."
     picture, size = pair['frame2'], pair['frame2'].shape[-1]
     flow = smooth_flow(g, size, log_uniform(g, .2, 8.))
-    if soft and g.random() < soft: picture = defocus(picture, log_uniform(g, 1., 6.))
+    if soft and g.random() < soft: picture = defocus(picture, log_uniform(g, 1., 6.))    # switched off it draws nothing: older settings keep their samples
     xy = pixel_grid(size) + flow
     everywhere = torch.ones(size, size, dtype=torch.bool)
     return dict(frame1=sample_at(picture, xy), frame2=picture, flow=torch.from_numpy(flow).permute(2, 0, 1),
